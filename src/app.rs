@@ -1,0 +1,504 @@
+//! The registry of sessions: joins what signalling hears with what media does.
+
+use crate::config::Live;
+use crate::fault::{Fault, What};
+use crate::media::{self, Media, MediaEvent, SessionId};
+use crate::signal::{self, By, Closed, Frame, Opened, Opening, Sessions, SignalSession, Verdict};
+use auralink_proto::description::Target;
+use auralink_proto::policy::{Mode, Policy};
+use auralink_proto::session::{Env, Session, SessionConfig, resumed_sid};
+use auralink_proto::signal as proto;
+use auralink_proto::token;
+use sha2::Digest;
+use std::collections::HashMap;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// A session that said goodbye keeps its media for so long, so that close_notify crosses.
+const LEFT_GRACE: Duration = Duration::from_secs(1);
+
+/// Everything that one session is in this process.
+pub(crate) struct Cell {
+    pub(crate) id: SessionId,
+    pub(crate) worker: usize,
+    pub(crate) room: String,
+    pub(crate) identity_hash: String,
+    pub(crate) policy: Policy,
+    pub(crate) opened: Instant,
+    name: String,
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    session: Session,
+    /// Counts signalling connections: a resume takes over from the one before.
+    incarnation: u64,
+    signalling_open: bool,
+    open_pcs: u32,
+    gone: bool,
+    /// Sockets of server legs that wait for the first description.
+    sockets: [Vec<UdpSocket>; 2],
+}
+
+impl Cell {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For the status page: client SDK number and version, whether signalling is open.
+    pub(crate) fn facts(&self) -> (i32, String, bool) {
+        let inner = self.lock();
+        let facts = inner.session.facts();
+        (facts.sdk, facts.sdk_version.clone(), inner.signalling_open)
+    }
+}
+
+/// Counters of the registry since the start.
+#[derive(Debug, Default)]
+pub(crate) struct Totals {
+    pub(crate) opened: AtomicU64,
+    pub(crate) refused: AtomicU64,
+    pub(crate) resumed: AtomicU64,
+    pub(crate) ended: AtomicU64,
+}
+
+/// All sessions.
+pub(crate) struct App {
+    media: Arc<Media>,
+    live: Arc<Live>,
+    fingerprint: String,
+    /// Makes identities in logs and on the status page unlinkable across restarts.
+    salt: [u8; 16],
+    next_id: AtomicU64,
+    registry: Mutex<Registry>,
+    pub(crate) totals: Totals,
+    runtime: tokio::runtime::Handle,
+}
+
+#[derive(Default)]
+struct Registry {
+    all: HashMap<SessionId, Arc<Cell>>,
+    by_sid: HashMap<String, Arc<Cell>>,
+}
+
+impl App {
+    /// A registry over running media.
+    ///
+    /// # Errors
+    /// When the system has no randomness.
+    pub(crate) fn new(
+        media: Arc<Media>,
+        live: Arc<Live>,
+        fingerprint: String,
+        runtime: tokio::runtime::Handle,
+    ) -> Result<Arc<Self>, Fault> {
+        let mut salt = [0; 16];
+        getrandom::fill(&mut salt).map_err(|error| {
+            Fault::internal(What::Defect, "no randomness").because(error)
+        })?;
+        Ok(Arc::new(Self {
+            media,
+            live,
+            fingerprint,
+            salt,
+            next_id: AtomicU64::new(1),
+            registry: Mutex::default(),
+            totals: Totals::default(),
+            runtime,
+        }))
+    }
+
+    fn registry(&self) -> MutexGuard<'_, Registry> {
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Live sessions.
+    pub(crate) fn cells(&self) -> Vec<Arc<Cell>> {
+        self.registry().all.values().cloned().collect()
+    }
+
+    fn identity_hash(&self, identity: &str) -> String {
+        let mut hash = sha2::Sha256::new();
+        hash.update(self.salt);
+        hash.update(identity.as_bytes());
+        hash.finalize()[..6]
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
+    }
+
+    fn make(self: &Arc<Self>, claims: &token::Claims) -> Arc<Cell> {
+        let policy = self
+            .live
+            .policy(&claims.room, &claims.identity, &claims.api_key);
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let worker = self.media.least_loaded();
+        let session = Session::new(SessionConfig {
+            policy,
+            fingerprint: self.fingerprint.clone(),
+            client_candidates: self.media.client_candidates(worker),
+            ufrag_prefix: media::ufrag_prefix(worker),
+        });
+        Arc::new(Cell {
+            id,
+            worker,
+            room: claims.room.clone(),
+            identity_hash: self.identity_hash(&claims.identity),
+            policy,
+            opened: Instant::now(),
+            name: format!("s{id}"),
+            inner: Mutex::new(Inner {
+                session,
+                incarnation: 0,
+                signalling_open: false,
+                open_pcs: 0,
+                gone: false,
+                sockets: [Vec::new(), Vec::new()],
+            }),
+        })
+    }
+
+    /// Runs `f` on the session, then tells media what changed.
+    fn with<T>(
+        &self,
+        cell: &Cell,
+        f: impl FnOnce(&mut Session, &mut dyn Env) -> Result<T, proto::SignalError>,
+    ) -> Result<T, proto::SignalError> {
+        let mut inner = cell.lock();
+        let inner = &mut *inner;
+        let mut env = Binding {
+            media: &self.media,
+            bound: &mut inner.sockets,
+        };
+        let result = f(&mut inner.session, &mut env)?;
+        if !inner.gone {
+            while let Some(description) = inner.session.poll_update() {
+                let at = usize::from(description.target == Target::Subscriber);
+                let sockets = std::mem::take(&mut inner.sockets[at]);
+                inner.open_pcs += u32::from(!sockets.is_empty());
+                self.media
+                    .describe(cell.worker, cell.id, description, sockets);
+            }
+        }
+        Ok(result)
+    }
+
+    /// Takes what media workers report, until they are gone.
+    pub(crate) async fn follow(
+        self: Arc<Self>,
+        mut events: tokio::sync::mpsc::UnboundedReceiver<MediaEvent>,
+    ) {
+        while let Some(event) = events.recv().await {
+            match event {
+                MediaEvent::Established {
+                    session,
+                    target,
+                    side,
+                    took,
+                } => {
+                    metrics::histogram!("auralink_leg_setup_seconds", "side" => side.name())
+                        .record(took.as_secs_f64());
+                    tracing::debug!(session, ?target, side = side.name(), ?took, "leg is up");
+                }
+                MediaEvent::Closed {
+                    session,
+                    target,
+                    side,
+                    reason,
+                } => {
+                    metrics::counter!(
+                        "auralink_legs_closed_total",
+                        "side" => side.name(),
+                        "reason" => reason.name(),
+                    )
+                    .increment(1);
+                    tracing::info!(session, ?target, side = side.name(), ?reason, "media is over");
+                    self.pc_closed(session, target);
+                }
+            }
+        }
+    }
+
+    fn pc_closed(&self, session: SessionId, target: Target) {
+        let Some(cell) = self.registry().all.get(&session).cloned() else {
+            return;
+        };
+        let over = {
+            let mut inner = cell.lock();
+            inner.open_pcs = inner.open_pcs.saturating_sub(1);
+            inner.session.pc_closed(target);
+            inner.open_pcs == 0 && !inner.signalling_open
+        };
+        if over {
+            self.end(&cell);
+        }
+    }
+
+    /// Frees everything of a session.
+    fn end(&self, cell: &Arc<Cell>) {
+        {
+            let mut inner = cell.lock();
+            if std::mem::replace(&mut inner.gone, true) {
+                return;
+            }
+            inner.sockets = [Vec::new(), Vec::new()];
+        }
+        self.media.close(cell.worker, cell.id);
+        let mut registry = self.registry();
+        registry.all.remove(&cell.id);
+        registry.by_sid.retain(|_, other| other.id != cell.id);
+        self.totals.ended.fetch_add(1, Ordering::Relaxed);
+        tracing::info!(session = %cell.name, age = ?cell.opened.elapsed(), "session ended");
+    }
+
+    /// Ends what needs no renegotiation in sessions whose room is `off` now.
+    pub(crate) fn policy_changed(&self) {
+        for cell in self.cells() {
+            if cell.policy.mode == Mode::Off {
+                continue;
+            }
+            // Identity and key aren't kept: a room that is off for everyone is off.
+            if self.live.policy(&cell.room, "", "").mode == Mode::Off {
+                let stopped = self.with(&cell, |session, _| {
+                    session.stop_shedding();
+                    Ok(())
+                });
+                if stopped.is_ok() {
+                    tracing::info!(session = %cell.name, "room is off now: shedding ended");
+                }
+            }
+        }
+    }
+}
+
+/// What a session may do while it handles a message.
+struct Binding<'a> {
+    media: &'a Media,
+    bound: &'a mut [Vec<UdpSocket>; 2],
+}
+
+impl Env for Binding<'_> {
+    fn random(&mut self, bytes: &mut [u8]) {
+        // App::new has proved that the system has randomness; it does not lose it (getrandom(2)).
+        if getrandom::fill(bytes).is_err() {
+            tracing::error!("the system's randomness is gone");
+        }
+    }
+
+    fn bind_server_leg(&mut self, target: Target) -> Result<Vec<SocketAddr>, String> {
+        let bound = self
+            .media
+            .bind_server_leg()
+            .map_err(|error| error.to_string())?;
+        let (addresses, sockets) = bound.into_iter().unzip();
+        self.bound[usize::from(target == Target::Subscriber)] = sockets;
+        Ok(addresses)
+    }
+}
+
+fn fault(error: &proto::SignalError, client: bool) -> Fault {
+    let text = error.to_string();
+    if client {
+        Fault::client(What::Undecodable, text)
+    } else {
+        Fault::upstream(What::Undecodable, text)
+    }
+}
+
+/// The sessions of a listener.
+pub(crate) struct Door(pub(crate) Arc<App>);
+
+impl Sessions for Door {
+    fn open(&self, opening: &Opening<'_>) -> Result<Opened, Fault> {
+        let app = &self.0;
+        let claims =
+            token::find(opening.authorization, opening.query).map(token::claims);
+        let resumed = resumed_sid(opening.query);
+        let known = resumed
+            .as_ref()
+            .and_then(|sid| app.registry().by_sid.get(sid).cloned());
+        let unknown_resume = resumed.is_some() && known.is_none();
+        let cell = known.unwrap_or_else(|| app.make(&claims.unwrap_or_default()));
+        let query = app
+            .with(&cell, |session, env| session.query(env, opening.query))
+            .map_err(|error| fault(&error, true))?;
+        let incarnation = {
+            let mut inner = cell.lock();
+            inner.incarnation += 1;
+            inner.incarnation
+        };
+        Ok(Opened {
+            session: Box::new(Signal {
+                app: app.clone(),
+                cell,
+                incarnation,
+                accepted: false,
+                unknown_resume,
+                sid: String::new(),
+            }),
+            query,
+        })
+    }
+}
+
+/// One signalling connection of a session.
+struct Signal {
+    app: Arc<App>,
+    cell: Arc<Cell>,
+    incarnation: u64,
+    accepted: bool,
+    /// It resumes a session that this process does not know.
+    unknown_resume: bool,
+    sid: String,
+}
+
+impl Signal {
+    fn note_sid(&mut self) {
+        if self.sid.is_empty() {
+            let sid = self.cell.lock().session.facts().participant_sid.clone();
+            if !sid.is_empty() {
+                self.app
+                    .registry()
+                    .by_sid
+                    .insert(sid.clone(), self.cell.clone());
+                self.sid = sid;
+            }
+        }
+    }
+}
+
+impl SignalSession for Signal {
+    fn id(&self) -> &str {
+        &self.cell.name
+    }
+
+    fn accepted(&mut self) {
+        self.accepted = true;
+        {
+            let mut inner = self.cell.lock();
+            inner.signalling_open = true;
+        }
+        let known = self
+            .app
+            .registry()
+            .all
+            .insert(self.cell.id, self.cell.clone());
+        let totals = &self.app.totals;
+        if known.is_some() {
+            totals.resumed.fetch_add(1, Ordering::Relaxed);
+        } else {
+            totals.opened.fetch_add(1, Ordering::Relaxed);
+        }
+        tracing::info!(
+            session = %self.cell.name,
+            room = %self.cell.room,
+            identity = %self.cell.identity_hash,
+            mode = %self.cell.policy.mode,
+            generation = self.cell.policy.generation,
+            resumed = known.is_some(),
+            "session"
+        );
+    }
+
+    fn refused(&mut self, status: u16) {
+        self.app.totals.refused.fetch_add(1, Ordering::Relaxed);
+        tracing::info!(session = %self.cell.name, status, "the server refused the session");
+    }
+
+    fn client_frame(&mut self, frame: Frame<'_>) -> Result<Verdict, Fault> {
+        self.app
+            .with(&self.cell, |session, env| {
+                session.client_frame(env, frame.into())
+            })
+            .map(Verdict::from)
+            .map_err(|error| fault(&error, true))
+    }
+
+    fn server_frame(&mut self, frame: Frame<'_>) -> Result<Verdict, Fault> {
+        if std::mem::take(&mut self.unknown_resume) {
+            // Its keys went with another process: the client has to join anew, as LiveKit itself
+            // tells a client whose session it doesn't know.
+            return Ok(self.leave(proto::ACTION_RECONNECT));
+        }
+        let verdict = self
+            .app
+            .with(&self.cell, |session, env| {
+                session.server_frame(env, frame.into())
+            })
+            .map(Verdict::from)
+            .map_err(|error| fault(&error, false))?;
+        self.note_sid();
+        Ok(verdict)
+    }
+
+    fn leave_frame(&mut self) -> Option<Verdict> {
+        self.accepted
+            .then(|| self.leave(proto::ACTION_RECONNECT))
+    }
+
+    fn closed(&mut self, how: Closed) {
+        if !self.accepted {
+            // Nothing was told to media unless a resumed session's query was edited; that one
+            // lives on with its grace.
+            if !self.app.registry().all.contains_key(&self.cell.id) {
+                self.app.media.close(self.cell.worker, self.cell.id);
+            }
+            return;
+        }
+        let left = {
+            let mut inner = self.cell.lock();
+            if inner.incarnation != self.incarnation {
+                return;
+            }
+            inner.signalling_open = false;
+            inner.session.facts().left || how.by == By::Drain
+        };
+        tracing::info!(session = %self.cell.name, by = ?how.by, code = how.code, left, "signalling closed");
+        let grace = if left {
+            LEFT_GRACE
+        } else {
+            self.app.live.load().session.resume_grace
+        };
+        let (app, cell, incarnation) = (self.app.clone(), self.cell.clone(), self.incarnation);
+        self.app.runtime.spawn(async move {
+            tokio::time::sleep(grace).await;
+            let resumed = cell.lock().incarnation != incarnation;
+            if !resumed {
+                app.end(&cell);
+            }
+        });
+    }
+}
+
+impl Signal {
+    fn leave(&self, action: i32) -> Verdict {
+        let reason = proto::REASON_SERVER_SHUTDOWN;
+        if self.cell.lock().session.facts().json {
+            Verdict::Text(proto::leave_response_json(action, reason))
+        } else {
+            Verdict::Binary(proto::leave_response(action, reason))
+        }
+    }
+}
+
+impl<'a> From<signal::Frame<'a>> for proto::Frame<'a> {
+    fn from(frame: signal::Frame<'a>) -> Self {
+        match frame {
+            signal::Frame::Binary(bytes) => Self::Binary(bytes),
+            signal::Frame::Text(text) => Self::Text(text),
+        }
+    }
+}
+
+impl From<proto::Verdict> for Verdict {
+    fn from(verdict: proto::Verdict) -> Self {
+        match verdict {
+            proto::Verdict::Keep => Self::Keep,
+            proto::Verdict::Drop => Self::Drop,
+            proto::Verdict::Binary(bytes) => Self::Binary(bytes),
+            proto::Verdict::Text(text) => Self::Text(text),
+        }
+    }
+}

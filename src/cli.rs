@@ -1,0 +1,96 @@
+//! Arguments, `--check`, exit codes: 0 done, 1 failed while running, 2 wrong arguments or a
+//! configuration that cannot be used.
+
+use auralink::config::{self, Loaded, Problem};
+use clap::Parser;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+const RUN_FAILED: u8 = 1;
+const BAD_CONFIG: u8 = 2;
+
+/// A media proxy in front of an unmodified LiveKit server that saves bandwidth.
+#[derive(Parser)]
+#[command(version, max_term_width = 100)]
+#[command(
+    after_help = "Exit codes: 0 done, 1 failed while running, 2 wrong arguments or configuration.\n\
+    SIGHUP reloads the file, SIGTERM drains and ends. config/auralink.yaml documents every key."
+)]
+struct Args {
+    /// The configuration, YAML
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Say what is wrong with the file, with line and column, and end; nothing is bound
+    #[arg(long)]
+    check: bool,
+    /// With --check: show the effective settings of this room
+    #[arg(long, value_name = "NAME", requires = "check")]
+    room: Option<String>,
+    /// With --room: of this participant
+    #[arg(long, value_name = "ID", requires = "room")]
+    identity: Option<String>,
+    /// With --room: of participants whose token this API key signed
+    #[arg(long, value_name = "KEY", requires = "room")]
+    api_key: Option<String>,
+}
+
+/// The whole command.
+pub(crate) fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            // clap's own code: 0 for --help and --version, 2 for the rest.
+            let code = u8::try_from(error.exit_code()).unwrap_or(BAD_CONFIG);
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    let file = args.config.display().to_string();
+    let loaded = match config::load(&args.config) {
+        Ok(loaded) => loaded,
+        Err(problems) => {
+            report(&file, "error", &problems.0);
+            return ExitCode::from(BAD_CONFIG);
+        }
+    };
+    report(&file, "warning", &loaded.warnings);
+    if args.check {
+        return check(&args, &file, &loaded);
+    }
+    let settings = loaded.settings;
+    auralink::logging::init(&settings.log);
+    match auralink::run(settings, &args.config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "auralink: {error}");
+            ExitCode::from(RUN_FAILED)
+        }
+    }
+}
+
+fn report(file: &str, severity: &str, problems: &[Problem]) {
+    let mut err = std::io::stderr().lock();
+    for problem in problems {
+        let _ = writeln!(err, "{}", problem.line(file, severity));
+    }
+}
+
+fn check(args: &Args, file: &str, loaded: &Loaded) -> ExitCode {
+    let s = &loaded.settings;
+    let text = match &args.room {
+        Some(room) => config::show_room(s, room, args.identity.as_deref(), args.api_key.as_deref()),
+        None => {
+            let rules = s.rules.rules().len();
+            format!(
+                "{file}: ok: {} → {}, {rules} room rules\n",
+                s.listen, s.upstream
+            )
+        }
+    };
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Such as a closed pipe: nobody reads on.
+        Err(_) => ExitCode::from(RUN_FAILED),
+    }
+}

@@ -1,0 +1,123 @@
+//! AuraLink: a transparent media proxy in front of an unmodified LiveKit server.
+//!
+//! [`run`] wires the parts together and takes them down again; docs/ARCHITECTURE.md is the map.
+
+mod app;
+pub mod config;
+pub mod fault;
+pub mod media;
+pub mod signal;
+
+use crate::app::{App, Door};
+use crate::config::{Live, Settings};
+use crate::fault::{Fault, What};
+use crate::media::{Media, MediaConfig};
+use crate::signal::Drain;
+use auralink_proto::dtls::Identity;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Runs the sidecar until SIGTERM or SIGINT, then drains it.
+///
+/// # Errors
+/// What kept it from starting: a port in use, a certificate that cannot be read.
+pub async fn run(settings: Settings, path: &Path) -> Result<(), Fault> {
+    let live = Live::new(settings, path);
+    let settings = live.load();
+    let identity = Identity::generate()
+        .map_err(|error| Fault::internal(What::Config, "no DTLS certificate").because(error))?;
+    let bound = signal::bind(signal_config(&settings)?).await?;
+    let (events, events_from_media) = tokio::sync::mpsc::unbounded_channel();
+    let media = Media::start(
+        MediaConfig {
+            ips: settings.media.ips.clone(),
+            udp_port: settings.media.udp_port,
+            tcp_port: settings.media.tcp_port,
+            workers: settings.media.workers,
+            consent_timeout: settings.session.consent_timeout,
+        },
+        &identity,
+        events,
+    )
+    .map(Arc::new)
+    .map_err(|error| Fault::internal(What::Config, error.to_string()))?;
+    let runtime = tokio::runtime::Handle::current();
+    let app = App::new(
+        media.clone(),
+        live.clone(),
+        identity.fingerprint().to_owned(),
+        runtime,
+    )?;
+    tokio::spawn(app.clone().follow(events_from_media));
+    tokio::spawn(media.clone().accept_tcp());
+    tokio::spawn(live.clone().watch());
+    let mut generations = live.subscribe();
+    let reloaded = app.clone();
+    tokio::spawn(async move {
+        while generations.changed().await.is_ok() {
+            reloaded.policy_changed();
+        }
+    });
+    let (drain, draining) = tokio::sync::watch::channel(Drain::Running);
+    tracing::info!(
+        listen = %bound.local_addr(),
+        upstream = %settings.upstream,
+        workers = settings.media.workers,
+        "serving"
+    );
+    let serving = tokio::spawn(signal::serve(bound, Arc::new(Door(app.clone())), draining));
+    shutdown_signal().await?;
+    let grace = live.load().session.drain_grace;
+    tracing::info!(?grace, "draining: no new sessions");
+    drain.send_replace(Drain::Draining);
+    let until = tokio::time::Instant::now() + grace;
+    while !app.cells().is_empty() && tokio::time::Instant::now() < until {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    drain.send_replace(Drain::Leaving);
+    // Returns when every connection has been closed.
+    let _ = serving.await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+async fn shutdown_signal() -> Result<(), Fault> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let cannot =
+        |error| Fault::internal(What::Config, "cannot listen for signals").because(error);
+    let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+fn signal_config(settings: &Settings) -> Result<signal::SignalConfig, Fault> {
+    let upstream = settings
+        .upstream
+        .to_string()
+        .parse()
+        .map_err(|error: String| Fault::internal(What::Config, error))?;
+    let limits = &settings.limits;
+    Ok(signal::SignalConfig {
+        listen: settings.listen,
+        upstream,
+        tls: settings.tls.as_ref().map(|tls| signal::TlsFiles {
+            cert: tls.cert.clone(),
+            key: tls.key.clone(),
+        }),
+        limits: signal::Limits {
+            max_header_bytes: limits.max_header_bytes,
+            max_query_bytes: limits.max_query_bytes,
+            max_frame_bytes: limits.max_frame_bytes,
+            header_timeout: limits.header_timeout,
+            dial_timeout: limits.dial_timeout,
+            idle_timeout: limits.idle_timeout,
+            handshakes: limits.handshakes,
+            sessions: limits.sessions,
+            ..signal::Limits::default()
+        },
+    })
+}

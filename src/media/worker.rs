@@ -1,0 +1,677 @@
+//! One media worker: a thread, an epoll set, and the peer connections pinned to it.
+//!
+//! Every turn: commands, sockets that are ready (each for a bounded number of datagrams), timers.
+//! Nothing here blocks but the poll itself.
+
+use super::sender::{Run, Udp};
+use super::tcp::Connection;
+use super::{
+    Command, LegSnapshot, MediaEvent, PcSnapshot, SessionId, Snapshot, WorkerCounters,
+};
+use arc_swap::ArcSwap;
+use auralink_proto::aic::ntp_middle;
+use auralink_proto::description::{PcDescription, Target};
+use auralink_proto::dtls::Identity;
+use auralink_proto::packet::{Kind, classify};
+use auralink_proto::relay::{Now, Relay, RelayEvent, Scratch, Side, Transmit};
+use auralink_proto::stun::{Path, addressed_ufrag};
+use mio::{Events, Interest, Poll, Token, Waker};
+use quinn_udp::{BATCH_SIZE, RecvMeta, UdpSockRef};
+use slab::Slab;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::io::{self, IoSliceMut};
+use std::net::SocketAddr;
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+const WAKER: Token = Token(usize::MAX);
+
+/// Bit of a token that marks a TCP connection; the rest is its slab key.
+const TCP: usize = 1 << 40;
+
+/// A socket is read at most so many batches a turn, then the others have theirs: 4 × 32 datagrams
+/// are a fifth of a millisecond of work.
+const BATCHES_A_TURN: usize = 4;
+
+/// Receive buffer of one batch slot: GRO merges up to 64 KiB.
+const SLOT: usize = 64 * 1024;
+
+/// How often a snapshot is published.
+const SNAPSHOT_EVERY: Duration = Duration::from_secs(1);
+
+pub(super) struct Setup {
+    pub(super) index: usize,
+    pub(super) sockets: Vec<(SocketAddr, std::net::UdpSocket)>,
+    pub(super) identity: Identity,
+    pub(super) consent_timeout: Duration,
+    pub(super) commands: mpsc::Receiver<Command>,
+    pub(super) events: tokio::sync::mpsc::UnboundedSender<MediaEvent>,
+    pub(super) snapshot: Arc<ArcSwap<Snapshot>>,
+}
+
+/// Who a socket serves.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Owner {
+    /// Clients of any session.
+    Clients,
+    /// The server leg of one peer connection.
+    Pc(usize),
+}
+
+struct Socket {
+    udp: Udp,
+    owner: Owner,
+    queued: bool,
+}
+
+struct Pc {
+    session: SessionId,
+    relay: Relay,
+    sockets: Vec<usize>,
+    paths: Vec<Path>,
+    ufrags: Vec<String>,
+    due: Option<Instant>,
+}
+
+/// The worker's sending half: what a relay may use while it is being called.
+struct Out {
+    sockets: Slab<Socket>,
+    /// By the address that peers know.
+    by_local: HashMap<SocketAddr, usize>,
+    tcp: Slab<(Path, Connection)>,
+    tcp_by_path: HashMap<Path, usize>,
+    broken_tcp: Vec<usize>,
+    run: Run,
+    counters: WorkerCounters,
+}
+
+impl Out {
+    fn flush(&mut self) {
+        if let Some(socket) = self.run.socket()
+            && let Some(socket) = self.sockets.get(socket)
+        {
+            let (sent, dropped) = self.run.flush(&socket.udp);
+            self.counters.sent += sent;
+            self.counters.dropped_send += dropped;
+        }
+    }
+}
+
+impl Transmit for Out {
+    fn transmit(&mut self, _side: Side, path: Path, datagram: &[u8]) {
+        self.counters.sent_bytes += datagram.len() as u64;
+        if path.tcp {
+            let Some(key) = self.tcp_by_path.get(&path).copied() else {
+                self.counters.dropped_send += 1;
+                return;
+            };
+            if let Some((_, connection)) = self.tcp.get_mut(key) {
+                self.counters.sent += 1;
+                if connection.send(datagram).is_err() {
+                    self.broken_tcp.push(key);
+                }
+            }
+            return;
+        }
+        let Some(socket) = self.by_local.get(&path.local).copied() else {
+            self.counters.dropped_send += 1;
+            return;
+        };
+        let max = self
+            .sockets
+            .get(socket)
+            .map_or(1, |socket| socket.udp.state.max_gso_segments());
+        if !self.run.takes(socket, path, datagram.len(), max) {
+            self.flush();
+        }
+        self.run.push(socket, path, datagram);
+    }
+}
+
+struct State {
+    poll: Poll,
+    out: Out,
+    pcs: Slab<Pc>,
+    by_session: HashMap<(SessionId, Target), usize>,
+    by_ufrag: HashMap<String, usize>,
+    by_path: HashMap<Path, usize>,
+    timers: BinaryHeap<Reverse<(Instant, usize)>>,
+    ready: VecDeque<usize>,
+    scratch: Scratch,
+    setup: Setup,
+    next_snapshot: Instant,
+}
+
+pub(super) fn spawn(mut setup: Setup) -> io::Result<(Arc<Waker>, JoinHandle<()>)> {
+    let poll = Poll::new()?;
+    let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
+    let sockets = std::mem::take(&mut setup.sockets);
+    let name = format!("media-{}", setup.index);
+    let mut state = State {
+        poll,
+        out: Out {
+            sockets: Slab::new(),
+            by_local: HashMap::new(),
+            tcp: Slab::new(),
+            tcp_by_path: HashMap::new(),
+            broken_tcp: Vec::new(),
+            run: Run::default(),
+            counters: WorkerCounters::default(),
+        },
+        pcs: Slab::new(),
+        by_session: HashMap::new(),
+        by_ufrag: HashMap::new(),
+        by_path: HashMap::new(),
+        timers: BinaryHeap::new(),
+        ready: VecDeque::new(),
+        scratch: Scratch::default(),
+        setup,
+        next_snapshot: Instant::now() + SNAPSHOT_EVERY,
+    };
+    for (local, socket) in sockets {
+        state.add_socket(Owner::Clients, local, socket)?;
+    }
+    let thread = std::thread::Builder::new()
+        .name(name)
+        .spawn(move || state.run())?;
+    Ok((waker, thread))
+}
+
+fn now() -> Now {
+    let ntp = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, ntp_middle);
+    #[allow(clippy::disallowed_methods)]
+    let instant = Instant::now();
+    Now { instant, ntp }
+}
+
+impl State {
+    fn run(mut self) {
+        let mut events = Events::with_capacity(1024);
+        let mut buffers = vec![vec![0u8; SLOT]; BATCH_SIZE];
+        let mut metas = vec![RecvMeta::default(); BATCH_SIZE];
+        loop {
+            let timeout = if self.ready.is_empty() {
+                let due = self.timers.peek().map(|Reverse((due, _))| *due);
+                let due = due.map_or(self.next_snapshot, |due| due.min(self.next_snapshot));
+                due.saturating_duration_since(now().instant)
+            } else {
+                Duration::ZERO
+            };
+            if let Err(error) = self.poll.poll(&mut events, Some(timeout))
+                && error.kind() != io::ErrorKind::Interrupted
+            {
+                tracing::error!(%error, "media worker cannot poll; it ends");
+                return;
+            }
+            self.out.counters.turns += 1;
+            for event in &events {
+                let Token(token) = event.token();
+                if event.token() == WAKER {
+                } else if token & TCP != 0 {
+                    self.tcp_ready(token & !TCP, event.is_writable());
+                } else if let Some(socket) = self.out.sockets.get_mut(token)
+                    && !socket.queued
+                {
+                    socket.queued = true;
+                    self.ready.push_back(token);
+                }
+            }
+            if !self.commands() {
+                self.stop();
+                return;
+            }
+            for _ in 0..self.ready.len() {
+                if let Some(socket) = self.ready.pop_front() {
+                    self.read(socket, &mut buffers, &mut metas);
+                }
+            }
+            self.timers();
+            self.drop_broken_tcp();
+            self.out.flush();
+            if now().instant >= self.next_snapshot {
+                self.publish();
+            }
+        }
+    }
+
+    fn add_socket(
+        &mut self,
+        owner: Owner,
+        local: SocketAddr,
+        socket: std::net::UdpSocket,
+    ) -> io::Result<usize> {
+        let mut udp = Udp::new(socket, local)?;
+        let entry = self.out.sockets.vacant_entry();
+        let key = entry.key();
+        self.poll
+            .registry()
+            .register(&mut udp.socket, Token(key), Interest::READABLE)?;
+        self.out.by_local.insert(local, key);
+        entry.insert(Socket {
+            udp,
+            owner,
+            queued: false,
+        });
+        Ok(key)
+    }
+
+    /// Reads a ready socket; it stays in line while there is more.
+    fn read(&mut self, key: usize, buffers: &mut [Vec<u8>], metas: &mut [RecvMeta]) {
+        for _ in 0..BATCHES_A_TURN {
+            let Some(socket) = self.out.sockets.get_mut(key) else {
+                return;
+            };
+            let (owner, local) = (socket.owner, socket.udp.local);
+            let count = {
+                let mut slices: [IoSliceMut<'_>; BATCH_SIZE] = {
+                    let mut buffers = buffers.iter_mut();
+                    std::array::from_fn(|_| {
+                        IoSliceMut::new(buffers.next().map_or(&mut [], |buffer| &mut buffer[..]))
+                    })
+                };
+                socket.udp.state.recv(
+                    UdpSockRef::from(&socket.udp.socket),
+                    &mut slices,
+                    metas,
+                )
+            };
+            let count = match count {
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    socket.queued = false;
+                    return;
+                }
+                // An ICMP error of an earlier send (ECONNREFUSED): the next read goes on.
+                Err(_) => continue,
+            };
+            let now = now();
+            for (buffer, meta) in buffers.iter().zip(metas.iter()).take(count) {
+                let path = Path {
+                    local,
+                    remote: meta.addr,
+                    tcp: false,
+                };
+                let stride = meta.stride.max(1);
+                for datagram in buffer[..meta.len].chunks(stride) {
+                    self.datagram(now, owner, path, datagram);
+                }
+            }
+        }
+        self.ready.push_back(key);
+    }
+
+    fn datagram(&mut self, now: Now, owner: Owner, path: Path, datagram: &[u8]) {
+        self.out.counters.received += 1;
+        self.out.counters.received_bytes += datagram.len() as u64;
+        let (key, side) = match owner {
+            Owner::Pc(key) => (Some(key), Side::Server),
+            Owner::Clients => (self.client_pc(path, datagram), Side::Client),
+        };
+        let Some((key, pc)) = key.and_then(|key| Some((key, self.pcs.get_mut(key)?))) else {
+            return;
+        };
+        pc.relay.receive(
+            now,
+            side,
+            path,
+            datagram,
+            &mut self.scratch,
+            &mut self.out,
+        );
+        // Only control datagrams change timers or raise events.
+        if !matches!(classify(datagram), Kind::Rtp | Kind::Rtcp) {
+            self.after(key);
+        }
+    }
+
+    fn client_pc(&mut self, path: Path, datagram: &[u8]) -> Option<usize> {
+        // A check is for whom it names, wherever it comes from; everything else is for whom the
+        // address was proved by a check.
+        if classify(datagram) == Kind::Stun {
+            let key = addressed_ufrag(datagram).and_then(|ufrag| self.by_ufrag.get(ufrag));
+            if key.is_none() {
+                self.out.counters.dropped_unknown_ufrag += 1;
+            }
+            return key.copied();
+        }
+        let key = self.by_path.get(&path).copied();
+        if key.is_none() {
+            self.out.counters.dropped_unknown_address += 1;
+        }
+        key
+    }
+
+    /// Follows up on a relay that was called: events, timer, end.
+    fn after(&mut self, key: usize) {
+        let Some(pc) = self.pcs.get_mut(key) else {
+            return;
+        };
+        let (session, target) = (pc.session, pc.relay.target());
+        while let Some(event) = pc.relay.poll_event() {
+            let report = match event {
+                RelayEvent::PathSeen(path) => {
+                    self.by_path.insert(path, key);
+                    if !pc.paths.contains(&path) {
+                        pc.paths.push(path);
+                    }
+                    continue;
+                }
+                RelayEvent::Established(side, took) => MediaEvent::Established {
+                    session,
+                    target,
+                    side,
+                    took,
+                },
+                RelayEvent::Closed(side, reason) => MediaEvent::Closed {
+                    session,
+                    target,
+                    side,
+                    reason,
+                },
+            };
+            // The receiver goes only when the process does.
+            let _ = self.setup.events.send(report);
+        }
+        if pc.relay.is_closed() {
+            self.remove(key);
+            return;
+        }
+        let due = pc.relay.poll_timeout();
+        if let Some(due) = due
+            && pc.due.is_none_or(|known| due < known)
+        {
+            pc.due = Some(due);
+            self.timers.push(Reverse((due, key)));
+        }
+    }
+
+    fn timers(&mut self) {
+        let now = now();
+        while let Some(Reverse((due, key))) = self.timers.peek().copied() {
+            if due > now.instant {
+                break;
+            }
+            self.timers.pop();
+            let Some(pc) = self.pcs.get_mut(key) else {
+                continue;
+            };
+            // An entry that a sooner one, or another peer connection in this slot, has outdated.
+            if pc.due != Some(due) {
+                continue;
+            }
+            pc.due = None;
+            pc.relay
+                .handle_timeout(now, &mut self.scratch, &mut self.out);
+            self.after(key);
+        }
+    }
+
+    /// Takes commands; `false`: the thread is to end.
+    fn commands(&mut self) -> bool {
+        loop {
+            match self.setup.commands.try_recv() {
+                Ok(Command::Describe {
+                    session,
+                    description,
+                    sockets,
+                }) => self.describe(session, &description, sockets),
+                Ok(Command::Close { session }) => {
+                    for target in [Target::Publisher, Target::Subscriber] {
+                        if let Some(key) = self.by_session.get(&(session, target)).copied() {
+                            self.close(key);
+                        }
+                    }
+                }
+                Ok(Command::Tcp {
+                    stream,
+                    local,
+                    remote,
+                    received,
+                }) => self.add_tcp(stream, local, remote, received),
+                Ok(Command::Stop) | Err(mpsc::TryRecvError::Disconnected) => return false,
+                Err(mpsc::TryRecvError::Empty) => return true,
+            }
+        }
+    }
+
+    fn describe(
+        &mut self,
+        session: SessionId,
+        description: &PcDescription,
+        sockets: Vec<std::net::UdpSocket>,
+    ) {
+        let now = now();
+        let id = (session, description.target);
+        let key = match self.by_session.get(&id) {
+            Some(key) => *key,
+            // Its sockets come with the first description; without them it is one for a peer
+            // connection that has ended.
+            None if sockets.is_empty() => return,
+            None => match self.open(now, id, description, sockets) {
+                Ok(key) => key,
+                Err(error) => {
+                    tracing::error!(session, %error, "cannot use the sockets of a server leg");
+                    return;
+                }
+            },
+        };
+        let Some(pc) = self.pcs.get_mut(key) else {
+            return;
+        };
+        pc.relay
+            .describe(now, description, &mut self.scratch, &mut self.out);
+        for old in std::mem::take(&mut pc.ufrags) {
+            self.by_ufrag.remove(&old);
+        }
+        pc.ufrags = pc
+            .relay
+            .leg(Side::Client)
+            .lite_ufrags()
+            .map(str::to_owned)
+            .collect();
+        for ufrag in &pc.ufrags {
+            self.by_ufrag.insert(ufrag.clone(), key);
+        }
+        self.after(key);
+    }
+
+    fn open(
+        &mut self,
+        now: Now,
+        id: (SessionId, Target),
+        description: &PcDescription,
+        sockets: Vec<std::net::UdpSocket>,
+    ) -> io::Result<usize> {
+        let key = self.pcs.vacant_key();
+        let mut keys = Vec::new();
+        let mut locals = Vec::new();
+        for socket in sockets {
+            let mut local = socket.local_addr()?;
+            // Bound to all addresses because the advertised one is not this host's: checks
+            // leave from whatever the route says, and the peer learns it from them.
+            if local.ip().is_unspecified()
+                && let Some(client) = self.out.sockets.iter().find_map(|(_, client)| {
+                    (client.udp.local.is_ipv4() == local.is_ipv4()).then_some(client.udp.local)
+                })
+            {
+                local.set_ip(client.ip());
+            }
+            keys.push(self.add_socket(Owner::Pc(key), local, socket)?);
+            locals.push(local);
+        }
+        let relay = Relay::new(
+            now.instant,
+            &self.setup.identity,
+            self.setup.consent_timeout,
+            locals,
+            description,
+        );
+        self.by_session.insert(id, key);
+        self.pcs.insert(Pc {
+            session: id.0,
+            relay,
+            sockets: keys,
+            paths: Vec::new(),
+            ufrags: Vec::new(),
+            due: None,
+        });
+        Ok(key)
+    }
+
+    fn close(&mut self, key: usize) {
+        if let Some(pc) = self.pcs.get_mut(key) {
+            pc.relay.close(now(), &mut self.scratch, &mut self.out);
+        }
+        self.after(key);
+    }
+
+    /// Frees everything a peer connection had.
+    fn remove(&mut self, key: usize) {
+        // Its goodbyes may still be in the run, for a socket that is about to go.
+        self.out.flush();
+        let Some(pc) = self.pcs.try_remove(key) else {
+            return;
+        };
+        self.by_session.remove(&(pc.session, pc.relay.target()));
+        for ufrag in &pc.ufrags {
+            if self.by_ufrag.get(ufrag) == Some(&key) {
+                self.by_ufrag.remove(ufrag);
+            }
+        }
+        for path in &pc.paths {
+            if self.by_path.get(path) == Some(&key) {
+                self.by_path.remove(path);
+            }
+            if let Some(tcp) = self.out.tcp_by_path.get(path) {
+                self.out.broken_tcp.push(*tcp);
+            }
+        }
+        for socket in pc.sockets {
+            if let Some(mut socket) = self.out.sockets.try_remove(socket) {
+                self.out.by_local.remove(&socket.udp.local);
+                // Closing it would do the same; this says it out loud.
+                let _ = self.poll.registry().deregister(&mut socket.udp.socket);
+            }
+        }
+    }
+
+    fn add_tcp(
+        &mut self,
+        stream: std::net::TcpStream,
+        local: SocketAddr,
+        remote: SocketAddr,
+        received: Vec<u8>,
+    ) {
+        let path = Path {
+            local,
+            remote,
+            tcp: true,
+        };
+        let mut connection = Connection::new(stream, received);
+        let entry = self.out.tcp.vacant_entry();
+        let key = entry.key();
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        if self
+            .poll
+            .registry()
+            .register(connection.stream(), Token(TCP | key), interest)
+            .is_err()
+        {
+            return;
+        }
+        entry.insert((path, connection));
+        self.out.tcp_by_path.insert(path, key);
+        self.tcp_ready(key, false);
+    }
+
+    fn tcp_ready(&mut self, key: usize, writable: bool) {
+        let mut frame = Vec::new();
+        loop {
+            let Some((path, connection)) = self.out.tcp.get_mut(key) else {
+                return;
+            };
+            let path = *path;
+            if writable && connection.flush().is_err() {
+                self.out.broken_tcp.push(key);
+                return;
+            }
+            let drained = match connection.fill() {
+                Ok(drained) => drained,
+                Err(_) => {
+                    self.out.broken_tcp.push(key);
+                    true
+                }
+            };
+            let now = now();
+            while self
+                .out
+                .tcp
+                .get_mut(key)
+                .is_some_and(|(_, connection)| connection.next_frame(&mut frame))
+            {
+                self.datagram(now, Owner::Clients, path, &frame);
+            }
+            if drained {
+                return;
+            }
+        }
+    }
+
+    fn drop_broken_tcp(&mut self) {
+        while let Some(key) = self.out.broken_tcp.pop() {
+            let Some((path, mut connection)) = self.out.tcp.try_remove(key) else {
+                continue;
+            };
+            let _ = self.poll.registry().deregister(connection.stream());
+            self.out.tcp_by_path.remove(&path);
+            if let Some(pc) = self.by_path.remove(&path)
+                && let Some(pc) = self.pcs.get_mut(pc)
+            {
+                pc.relay.path_lost(&path);
+                pc.paths.retain(|known| *known != path);
+            }
+        }
+    }
+
+    fn publish(&mut self) {
+        self.next_snapshot = now().instant + SNAPSHOT_EVERY;
+        let leg = |relay: &Relay, side: Side| {
+            let leg = relay.leg(side);
+            LegSnapshot {
+                state: leg.state(),
+                remote: leg.path().map(|path| (path.remote, path.tcp)),
+                srtp: leg.srtp_profile(),
+            }
+        };
+        let pcs = self
+            .pcs
+            .iter()
+            .map(|(_, pc)| PcSnapshot {
+                session: pc.session,
+                target: pc.relay.target(),
+                client: leg(&pc.relay, Side::Client),
+                server: leg(&pc.relay, Side::Server),
+                up: pc.relay.flow_from(Side::Client).stats,
+                down: pc.relay.flow_from(Side::Server).stats,
+                shedding: pc.relay.flow_from(Side::Server).shedding(),
+            })
+            .collect();
+        self.setup.snapshot.store(Arc::new(Snapshot {
+            counters: self.out.counters,
+            pcs,
+        }));
+    }
+
+    fn stop(&mut self) {
+        let keys: Vec<usize> = self.pcs.iter().map(|(key, _)| key).collect();
+        for key in keys {
+            self.close(key);
+        }
+        self.out.flush();
+        self.publish();
+    }
+}

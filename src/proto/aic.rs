@@ -1,0 +1,133 @@
+//! The AIC hint, an RTP header extension (RFC 8285) that is safe to ignore. docs/protocol.md is
+//! its specification.
+
+use std::time::Duration;
+
+/// URN of the extension in `a=extmap`.
+pub const EXTENSION_URI: &str = "urn:auralink:params:rtp-hdrext:aic-hint:1";
+
+/// Bytes of the extension element's data.
+pub const HINT_LEN: usize = 7;
+
+/// Version that this code writes.
+pub const VERSION: u8 = 1;
+
+/// What a packet's sender says of its compression.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hint {
+    /// Protocol version, 4 bits.
+    pub version: u8,
+    /// Rung of the ladder, 4 bits; 0 is native.
+    pub rung: u8,
+    /// Voice activity.
+    pub voice: bool,
+    /// The payload carries redundancy.
+    pub redundancy: bool,
+    /// Predicted compression ratio, bytes sent over bytes native, in 1/255.
+    pub ratio: u8,
+    /// When it was sent: the middle 32 bits of an NTP timestamp (RFC 3550 section 4).
+    pub sent: u32,
+}
+
+impl Hint {
+    /// The element's data: version and rung, flags, ratio, send time in network order.
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; HINT_LEN] {
+        let [a, b, c, d] = self.sent.to_be_bytes();
+        let flags = u8::from(self.voice) << 7 | u8::from(self.redundancy) << 6;
+        [self.version << 4 | self.rung & 0x0f, flags, self.ratio, a, b, c, d]
+    }
+
+    /// Reads the element's data. Longer data than this version knows is read as far as known.
+    #[must_use]
+    pub fn parse(data: &[u8]) -> Option<Self> {
+        let &[head, flags, ratio, a, b, c, d] = data.first_chunk()?;
+        Some(Self {
+            version: head >> 4,
+            rung: head & 0x0f,
+            voice: flags & 0x80 != 0,
+            redundancy: flags & 0x40 != 0,
+            ratio,
+            sent: u32::from_be_bytes([a, b, c, d]),
+        })
+    }
+}
+
+/// The middle 32 bits of the NTP timestamp of an instant given as time since the Unix epoch.
+#[must_use]
+pub fn ntp_middle(since_unix_epoch: Duration) -> u32 {
+    const UNIX_IN_NTP: u64 = 2_208_988_800;
+    let seconds = since_unix_epoch.as_secs().wrapping_add(UNIX_IN_NTP);
+    let fraction = (u64::from(since_unix_epoch.subsec_nanos()) << 32) / 1_000_000_000;
+    // Truncation is the definition: the low 16 bits of seconds, the high 16 of the fraction.
+    #[allow(clippy::cast_possible_truncation)]
+    let middle = ((seconds << 16) | (fraction >> 16)) as u32;
+    middle
+}
+
+/// Predicts the ratio of what is sent to what native media would take, as a moving average over
+/// packets. A prediction, because it is written before the next packets are known.
+#[derive(Debug, Clone, Copy)]
+pub struct RatioPredictor {
+    /// Q16 fixed point.
+    average: u32,
+}
+
+impl Default for RatioPredictor {
+    fn default() -> Self {
+        Self { average: 1 << 16 }
+    }
+}
+
+impl RatioPredictor {
+    /// Takes one packet into account: bytes on the wire, and what they would have been.
+    pub fn observe(&mut self, sent: usize, native: usize) {
+        let ratio = ((sent as u64) << 16) / (native.max(1) as u64);
+        let ratio = u32::try_from(ratio.min(1 << 16)).unwrap_or(1 << 16);
+        // A time constant of 32 packets: two thirds of a second of 20 ms audio.
+        self.average = self.average - (self.average >> 5) + (ratio >> 5);
+    }
+
+    /// The prediction in 1/255.
+    #[must_use]
+    pub fn ratio(&self) -> u8 {
+        u8::try_from((u64::from(self.average) * 255) >> 16).unwrap_or(u8::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_hint_survives_its_bytes() {
+        let hint = Hint {
+            version: VERSION,
+            rung: 4,
+            voice: true,
+            redundancy: false,
+            ratio: 51,
+            sent: 0x1234_5678,
+        };
+        assert_eq!(hint.to_bytes(), [0x14, 0x80, 51, 0x12, 0x34, 0x56, 0x78]);
+        assert_eq!(Hint::parse(&hint.to_bytes()), Some(hint));
+        assert_eq!(Hint::parse(&[0; 6]), None);
+    }
+
+    #[test]
+    fn the_ntp_middle_is_that_of_rfc_3550() {
+        // 1970-01-01T00:00:00.5Z: NTP seconds 0x83aa7e80, fraction 0x80000000.
+        assert_eq!(ntp_middle(Duration::from_millis(500)), 0x7e80_8000);
+    }
+
+    #[test]
+    fn the_prediction_follows_the_packets() {
+        let mut predictor = RatioPredictor::default();
+        assert_eq!(predictor.ratio(), 255);
+        for _ in 0..500 {
+            predictor.observe(20, 100);
+        }
+        assert!((50..=53).contains(&predictor.ratio()), "{}", predictor.ratio());
+    }
+}

@@ -1,0 +1,125 @@
+//! What signalling tells media: the wanted state of one peer connection, both of its legs and the
+//! rules for its tracks. Signalling writes it, [`crate::relay`] obeys it; it is declarative, so
+//! that a repeated or re-ordered SDP can be applied any number of times.
+
+use std::net::SocketAddr;
+
+/// ICE credentials of one side of one leg (RFC 8839 section 5.4).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Creds {
+    /// `a=ice-ufrag`, 4 to 256 ice-chars.
+    pub ufrag: String,
+    /// `a=ice-pwd`, 22 to 256 ice-chars.
+    pub pwd: String,
+}
+
+/// Which of a participant's peer connections, as LiveKit's `SignalTarget` names them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Target {
+    /// Offered by the client: what it publishes, and in single-peer-connection sessions everything.
+    Publisher,
+    /// Offered by the server in dual-peer-connection sessions: what the client receives.
+    Subscriber,
+}
+
+/// Our role in the DTLS handshake of a leg (RFC 5763 section 5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DtlsRole {
+    /// We send the ClientHello.
+    Client,
+    /// We wait for it.
+    Server,
+}
+
+/// A certificate fingerprint out of SDP (RFC 8122): hash name in lower case and digest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fingerprint {
+    /// `sha-256` and its kin, lower case.
+    pub algorithm: String,
+    /// The digest.
+    pub digest: Vec<u8>,
+}
+
+/// What is known of one leg: our side of it and the peer's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LegDescription {
+    /// What we told the peer.
+    pub local: Creds,
+    /// What the peer told us; absent until its SDP has come.
+    pub remote: Option<Creds>,
+    /// The peer's certificate must match it; absent until its SDP has come.
+    pub fingerprint: Option<Fingerprint>,
+    /// Known once the answer has passed.
+    pub dtls: Option<DtlsRole>,
+    /// The peer's candidates (`candidate:…`, no `a=`), from SDP and trickle. Only the server leg
+    /// uses them: the client leg is ICE-lite and learns addresses from checks.
+    pub remote_candidates: Vec<String>,
+    /// The peer said `a=ice-lite`.
+    pub remote_lite: bool,
+    /// We are the controlling agent (RFC 8445 section 6.1.1). Never on the client leg.
+    pub controlling: bool,
+}
+
+/// The rule for one RTP stream in one direction, found by its SSRC, or by MID where the SDP names
+/// no SSRC.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TrackRule {
+    /// SSRCs of the stream (`a=ssrc`), primary first.
+    pub ssrcs: Vec<u32>,
+    /// `a=mid` of its m-section.
+    pub mid: String,
+    /// LiveKit's track sid, where it is known.
+    pub track_sid: Option<String>,
+    /// What the m-section carries.
+    pub kind: MediaKind,
+    /// Up: the client sends plain Opus (first) and the server expects RED (second): wrap each
+    /// packet as primary-only RED (RFC 2198).
+    pub wrap_red: Option<(u8, u8)>,
+    /// Down: payload type of RED whose redundancy may be shed while the receiver loses nothing.
+    pub shed_red: Option<u8>,
+    /// Down: shed whatever the receiver reports.
+    pub shed_always: bool,
+    /// Header extension id under which the receiving peer takes the AIC hint.
+    pub aic_id: Option<u8>,
+    /// The uplink was steered below the default: bytes a second of speech that the default
+    /// publisher would have sent instead, headers included; 0 when not steered.
+    pub default_bytes_per_second: u32,
+}
+
+/// The media type of an m-section.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum MediaKind {
+    /// `m=audio`
+    Audio,
+    /// `m=video`
+    Video,
+    /// `m=application` or anything else.
+    #[default]
+    Other,
+}
+
+/// The wanted state of one peer connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PcDescription {
+    /// Which of the participant's.
+    pub target: Target,
+    /// Towards the participant; ICE-lite.
+    pub client: LegDescription,
+    /// Towards LiveKit; full ICE.
+    pub server: LegDescription,
+    /// Streams from the client to the server.
+    pub up: Vec<TrackRule>,
+    /// Streams from the server to the client.
+    pub down: Vec<TrackRule>,
+    /// Header extension id of `urn:ietf:params:rtp-hdrext:sdes:mid` in what the client sends.
+    pub mid_ext_id: Option<u8>,
+}
+
+/// A host candidate of ours that a peer may dial.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostCandidate {
+    /// Where.
+    pub addr: SocketAddr,
+    /// Passive ICE-TCP (RFC 6544) instead of UDP.
+    pub tcp: bool,
+}

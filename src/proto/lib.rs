@@ -1,0 +1,20 @@
+//! The sans-IO core of AuraLink: every protocol and decision as pure state machines. Time and
+//! randomness are passed in; nothing here opens a socket, reads a clock or spawns a task.
+
+pub mod aic;
+pub mod description;
+pub mod dtls;
+pub mod flow;
+pub mod ice;
+pub mod leg;
+pub mod packet;
+pub mod policy;
+pub mod red;
+pub mod relay;
+pub mod sdp;
+pub mod session;
+pub mod signal;
+pub mod srtp;
+mod steering;
+pub mod stun;
+pub mod token;

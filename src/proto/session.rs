@@ -1,0 +1,690 @@
+//! One participant's session as signalling sees it: reads every message on its way, puts the
+//! sidecar into each SDP, and says what media is to do.
+//!
+//! Credentials map one to one: for every generation of the client's ICE credentials the server is
+//! told one of ours, and the other way round, so that a repeated SDP is rewritten to the same
+//! text and an ICE restart of either side is an ICE restart of both legs.
+
+use crate::aic::EXTENSION_URI;
+use crate::description::{
+    Creds, DtlsRole, HostCandidate, LegDescription, PcDescription, Target, TrackRule,
+};
+use crate::policy::{Mode, Policy};
+use crate::sdp::{Edit, Media, MediaSteer, Sdp, Setup, free_extmap_ids, rewrite};
+use crate::signal::{
+    ACTION_RESUME, AddTrack, Frame, Join, JoinEdit, JoinRequestInfo, Participant, RequestVisitor, ResponseVisitor,
+    SdpSlot, SignalError, Track, Verdict, edit_join_request, edit_request, edit_response,
+};
+use crate::steering::{MID_URI, Tracks, aic_id, down_rules, steer, up_rules};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+
+/// Candidates of LiveKit's that are remembered for a peer connection.
+const MAX_CANDIDATES: usize = 32;
+
+/// What a session needs from outside.
+pub trait Env {
+    /// Fills `bytes` with cryptographically secure randomness.
+    fn random(&mut self, bytes: &mut [u8]);
+    /// Binds the sockets of a server leg; their advertised addresses.
+    ///
+    /// # Errors
+    /// Why it cannot, in words for the log.
+    fn bind_server_leg(&mut self, target: Target) -> Result<Vec<SocketAddr>, String>;
+}
+
+/// What does not change in a session's life.
+#[derive(Debug, Clone)]
+pub struct SessionConfig {
+    /// Resolved for this participant.
+    pub policy: Policy,
+    /// Value of our `a=fingerprint`.
+    pub fingerprint: String,
+    /// Where clients of the session's worker dial.
+    pub client_candidates: Vec<HostCandidate>,
+    /// Our username fragments begin with it: it names the worker.
+    pub ufrag_prefix: String,
+}
+
+#[derive(Debug)]
+struct Pc {
+    client: LegDescription,
+    server: LegDescription,
+    server_candidates: Vec<HostCandidate>,
+    /// M-sections as the client and as the server last wrote them.
+    from_client: Vec<Media>,
+    from_server: Vec<Media>,
+    /// What the server last wrote, whole: a `sync_state` must say what it really said.
+    server_sdp: String,
+    steered: Vec<MediaSteer>,
+    track_sids: HashMap<String, String>,
+    changed: bool,
+}
+
+/// One participant's session. After every call, drain [`Session::poll_update`].
+#[derive(Debug)]
+pub struct Session {
+    config: SessionConfig,
+    pcs: [Option<Pc>; 2],
+    /// The server's candidates, per target, from SDP and trickle.
+    candidates: [Vec<String>; 2],
+    tracks: Tracks,
+    facts: Facts,
+    sheds: bool,
+}
+
+/// What was learned of the session from its messages.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Facts {
+    /// `PA_…`, by which the client resumes.
+    pub participant_sid: String,
+    /// The room it is in.
+    pub room: String,
+    /// Client SDK as a LiveKit `ClientInfo.SDK` number; 0 unknown.
+    pub sdk: i32,
+    /// Its version.
+    pub sdk_version: String,
+    /// Either side said that the session is over for good.
+    pub left: bool,
+    /// The client speaks protojson.
+    pub json: bool,
+}
+
+fn index(target: Target) -> usize {
+    match target {
+        Target::Publisher => 0,
+        Target::Subscriber => 1,
+    }
+}
+
+impl Session {
+    /// A session of which nothing is known yet.
+    #[must_use]
+    pub fn new(config: SessionConfig) -> Self {
+        Self {
+            sheds: config.policy.mode != Mode::Off,
+            config,
+            pcs: [None, None],
+            candidates: [Vec::new(), Vec::new()],
+            tracks: Tracks::default(),
+            facts: Facts::default(),
+        }
+    }
+
+    /// What was learned.
+    #[must_use]
+    pub fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// The policy it goes by.
+    #[must_use]
+    pub fn policy(&self) -> &Policy {
+        &self.config.policy
+    }
+
+    /// Edits the query of the signalling request: `join_request` holds the first offer.
+    ///
+    /// # Errors
+    /// When it is not what LiveKit would take.
+    pub fn query(
+        &mut self,
+        env: &mut dyn Env,
+        query: &str,
+    ) -> Result<Option<String>, SignalError> {
+        let Some(encoded) = join_request_of(query) else {
+            let value = |key: &str| {
+                query
+                    .split('&')
+                    .find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='))
+            };
+            self.facts.sdk_version = value("version").unwrap_or_default().to_owned();
+            return Ok(None);
+        };
+        let decoded = percent_decode(encoded);
+        let (new, info) = edit_join_request(&decoded, &mut Visit { session: self, env })?;
+        self.facts.sdk = info.sdk;
+        self.facts.sdk_version.clone_from(&info.sdk_version);
+        // Padding is the only character of URL-safe base64 that a query must escape.
+        Ok(new.map(|new| query.replacen(encoded, &new.replace('=', "%3D"), 1)))
+    }
+
+    /// Edits a message from the client.
+    ///
+    /// # Errors
+    /// When it is malformed, or its SDP is.
+    pub fn client_frame(
+        &mut self,
+        env: &mut dyn Env,
+        frame: Frame<'_>,
+    ) -> Result<Verdict, SignalError> {
+        self.facts.json = matches!(frame, Frame::Text(_));
+        edit_request(frame, &mut Visit { session: self, env })
+    }
+
+    /// Edits a message from the server.
+    ///
+    /// # Errors
+    /// When it is malformed, or its SDP is.
+    pub fn server_frame(
+        &mut self,
+        env: &mut dyn Env,
+        frame: Frame<'_>,
+    ) -> Result<Verdict, SignalError> {
+        edit_response(frame, &mut Visit { session: self, env })
+    }
+
+    /// Ends everything that needs no renegotiation: the room was switched off while the call runs.
+    pub fn stop_shedding(&mut self) {
+        self.sheds = false;
+        for pc in self.pcs.iter_mut().flatten() {
+            pc.changed = true;
+        }
+    }
+
+    /// Forgets a peer connection whose legs are over.
+    pub fn pc_closed(&mut self, target: Target) {
+        self.pcs[index(target)] = None;
+        self.candidates[index(target)].clear();
+    }
+
+    /// The next peer connection whose description changed.
+    pub fn poll_update(&mut self) -> Option<PcDescription> {
+        for target in [Target::Publisher, Target::Subscriber] {
+            let at = index(target);
+            if let Some(pc) = &mut self.pcs[at]
+                && std::mem::take(&mut pc.changed)
+            {
+                pc.server.remote_candidates.clone_from(&self.candidates[at]);
+                let pc = self.pcs[at].as_ref()?;
+                return Some(self.describe(target, pc));
+            }
+        }
+        None
+    }
+
+    fn describe(&self, target: Target, pc: &Pc) -> PcDescription {
+        let up = if target == Target::Publisher {
+            let aic = pc.from_server.iter().any(|media| aic_id(media).is_some());
+            up_rules(&pc.from_client, &pc.from_server, &pc.steered, aic)
+        } else {
+            Vec::new()
+        };
+        let mut down = down_rules(
+            &self.config.policy,
+            &self.tracks,
+            &pc.from_server,
+            &pc.from_client,
+            &pc.track_sids,
+        );
+        if !self.sheds {
+            for rule in &mut down {
+                rule.shed_red = None;
+            }
+            down.retain(|rule: &TrackRule| rule.aic_id.is_some());
+        }
+        PcDescription {
+            target,
+            client: pc.client.clone(),
+            server: pc.server.clone(),
+            up,
+            down,
+            mid_ext_id: pc
+                .from_client
+                .iter()
+                .find_map(|media| media.extmap_id(MID_URI))
+                .and_then(|id| u8::try_from(id).ok()),
+        }
+    }
+
+    fn creds(&self, env: &mut dyn Env, prefix: &str) -> Creds {
+        Creds {
+            ufrag: format!("{prefix}{}", ice_chars(env, 10)),
+            pwd: ice_chars(env, 24),
+        }
+    }
+
+    /// The peer connection of `target`, made where there was none.
+    fn pc(&mut self, env: &mut dyn Env, target: Target) -> Result<&mut Pc, String> {
+        let at = index(target);
+        if self.pcs[at].is_none() {
+            let addresses = env.bind_server_leg(target)?;
+            let prefix = self.config.ufrag_prefix.clone();
+            let leg = |local| LegDescription {
+                local,
+                remote: None,
+                fingerprint: None,
+                dtls: None,
+                remote_candidates: Vec::new(),
+                remote_lite: false,
+                controlling: false,
+            };
+            let client = leg(self.creds(env, &prefix));
+            let mut server = leg(self.creds(env, ""));
+            // The offerer controls (RFC 8445 section 6.1.1), and towards LiveKit we stand in for
+            // the client.
+            server.controlling = target == Target::Publisher;
+            self.pcs[at] = Some(Pc {
+                client,
+                server,
+                server_candidates: addresses
+                    .into_iter()
+                    .map(|addr| HostCandidate { addr, tcp: false })
+                    .collect(),
+                from_client: Vec::new(),
+                from_server: Vec::new(),
+                server_sdp: String::new(),
+                steered: Vec::new(),
+                track_sids: HashMap::new(),
+                changed: false,
+            });
+        }
+        self.pcs[at].as_mut().ok_or_else(|| "no session".to_owned())
+    }
+
+    /// An SDP of the client's, on its way to the server.
+    fn from_client(
+        &mut self,
+        env: &mut dyn Env,
+        target: Target,
+        text: &str,
+        is_offer: bool,
+    ) -> Result<String, String> {
+        let sdp = Sdp::parse(text).map_err(|error| error.to_string())?;
+        let fresh = self.creds(env, "");
+        let offers_aic = is_offer && self.config.policy.mode != Mode::Off;
+        let fingerprint = self.config.fingerprint.clone();
+        let pc = self.pc(env, target)?;
+        if let Some(creds) = sdp.creds() {
+            if pc.client.remote.as_ref().is_some_and(|old| *old != creds) {
+                pc.server.local = fresh;
+            }
+            pc.client.remote = Some(creds);
+        }
+        if let Some(peer) = sdp.fingerprint() {
+            pc.client.fingerprint = Some(peer);
+        }
+        if !is_offer && let Some((client, server)) = roles(sdp.setup()) {
+            pc.client.dtls = Some(client);
+            pc.server.dtls = Some(server);
+        }
+        pc.from_client = sdp.media().to_vec();
+        pc.changed = true;
+        let extmaps = if offers_aic {
+            aic_extmaps(&sdp)
+        } else {
+            Vec::new()
+        };
+        Ok(rewrite(
+            &sdp,
+            &Edit {
+                creds: pc.server.local.clone(),
+                fingerprint,
+                candidates: pc.server_candidates.clone(),
+                ice_lite: false,
+                setup: None,
+                extmaps,
+                // The server never offered it, so an answer must not have it.
+                strip_extmap_uri: (!is_offer).then_some(EXTENSION_URI),
+                media: Vec::new(),
+            },
+        ))
+    }
+
+    /// An SDP of the server's, on its way to the client.
+    fn from_server(
+        &mut self,
+        env: &mut dyn Env,
+        target: Target,
+        text: &str,
+        is_offer: bool,
+        mids: &[(String, String)],
+    ) -> Result<String, String> {
+        let sdp = Sdp::parse(text).map_err(|error| error.to_string())?;
+        let prefix = self.config.ufrag_prefix.clone();
+        let fresh = self.creds(env, &prefix);
+        for candidate in sdp.candidates() {
+            self.add_candidate(target, &candidate);
+        }
+        let on = self.config.policy.mode != Mode::Off;
+        let config = self.config.clone();
+        self.pc(env, target)?;
+        let tracks = &self.tracks;
+        let Some(pc) = self.pcs[index(target)].as_mut() else {
+            return Err("no session".to_owned());
+        };
+        if let Some(creds) = sdp.creds() {
+            if pc.server.remote.as_ref().is_some_and(|old| *old != creds) {
+                pc.client.local = fresh;
+            }
+            pc.server.remote = Some(creds);
+        }
+        if let Some(peer) = sdp.fingerprint() {
+            pc.server.fingerprint = Some(peer);
+        }
+        pc.server.remote_lite = sdp.ice_lite();
+        if !is_offer && let Some((server, client)) = roles(sdp.setup()) {
+            pc.server.dtls = Some(server);
+            pc.client.dtls = Some(client);
+        }
+        pc.from_server = sdp.media().to_vec();
+        text.clone_into(&mut pc.server_sdp);
+        pc.track_sids.extend(mids.iter().cloned());
+        pc.changed = true;
+        let mut extmaps = Vec::new();
+        if on && is_offer {
+            extmaps = aic_extmaps(&sdp);
+        } else if on {
+            // Answered where the client offered it, with the client's own id.
+            extmaps = pc
+                .from_client
+                .iter()
+                .filter(|media| !media.rejected)
+                .filter_map(|media| {
+                    let id = media.extmap_id(EXTENSION_URI)?;
+                    Some((media.mid.clone(), id, EXTENSION_URI.to_owned()))
+                })
+                .collect();
+        }
+        if !is_offer {
+            pc.steered = steer(&config.policy, tracks, &pc.from_client, &pc.from_server);
+        }
+        Ok(rewrite(
+            &sdp,
+            &Edit {
+                creds: pc.client.local.clone(),
+                fingerprint: config.fingerprint,
+                candidates: config.client_candidates,
+                ice_lite: true,
+                setup: None,
+                extmaps,
+                strip_extmap_uri: Some(EXTENSION_URI),
+                media: pc.steered.clone(),
+            },
+        ))
+    }
+
+    fn add_candidate(&mut self, target: Target, candidate: &str) {
+        let known = &mut self.candidates[index(target)];
+        let plain = without_ufrag(candidate);
+        if known.len() < MAX_CANDIDATES && !known.contains(&plain) {
+            known.push(plain);
+            if let Some(pc) = &mut self.pcs[index(target)] {
+                pc.changed = true;
+            }
+        }
+    }
+
+    fn tracks_changed(&mut self) {
+        for pc in self.pcs.iter_mut().flatten() {
+            pc.changed = true;
+        }
+    }
+}
+
+/// Roles of the leg to the answerer and of the leg to the offerer, from the answer's `a=setup`:
+/// it passes unchanged, so the roles of the two legs mirror each other.
+fn roles(setup: Option<Setup>) -> Option<(DtlsRole, DtlsRole)> {
+    match setup? {
+        Setup::Active => Some((DtlsRole::Server, DtlsRole::Client)),
+        Setup::Passive => Some((DtlsRole::Client, DtlsRole::Server)),
+        _ => None,
+    }
+}
+
+/// The AIC extension for every media section of an offer, under one id that is free in all.
+fn aic_extmaps(sdp: &Sdp<'_>) -> Vec<(String, u16, String)> {
+    let already = sdp
+        .media()
+        .iter()
+        .find_map(|media| media.extmap_id(EXTENSION_URI));
+    let Some(id) = already.or_else(|| free_extmap_ids(sdp, 1).ids.first().copied()) else {
+        return Vec::new();
+    };
+    sdp.media()
+        .iter()
+        .filter(|media| !media.rejected && media.kind != crate::description::MediaKind::Other)
+        .map(|media| (media.mid.clone(), id, EXTENSION_URI.to_owned()))
+        .collect()
+}
+
+/// LiveKit's trickled candidates name the generation they belong to; checks are told apart by
+/// credentials anyway, and the same address serves every generation.
+fn without_ufrag(candidate: &str) -> String {
+    let mut words: Vec<&str> = candidate.split_ascii_whitespace().collect();
+    if let Some(at) = words.iter().position(|word| *word == "ufrag") {
+        words.drain(at..(at + 2).min(words.len()));
+    }
+    words.join(" ")
+}
+
+/// Random ice-chars (RFC 8839 section 5.4), six bits each.
+fn ice_chars(env: &mut dyn Env, count: usize) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut bytes = vec![0; count];
+    env.random(&mut bytes);
+    bytes
+        .into_iter()
+        .map(|byte| char::from(ALPHABET[usize::from(byte & 63)]))
+        .collect()
+}
+
+/// The undecoded value of `join_request` in a query.
+fn join_request_of(query: &str) -> Option<&str> {
+    query
+        .split('&')
+        .find_map(|pair| pair.strip_prefix("join_request="))
+}
+
+/// Which session a signalling request resumes: v0 says it in the query, v1 in the `join_request`.
+#[must_use]
+pub fn resumed_sid(query: &str) -> Option<String> {
+    struct Nothing;
+    impl RequestVisitor for Nothing {
+        fn sdp(&mut self, _: SdpSlot, _: &str) -> Result<Option<String>, String> {
+            Ok(None)
+        }
+        fn trickle(&mut self, _: Target, _: &str) -> bool {
+            true
+        }
+    }
+    if let Some(encoded) = join_request_of(query) {
+        let (_, info): (_, JoinRequestInfo) =
+            edit_join_request(&percent_decode(encoded), &mut Nothing).ok()?;
+        return info.reconnect.then_some(info.participant_sid);
+    }
+    let mut resumes = false;
+    let mut sid = None;
+    for pair in query.split('&') {
+        match pair.split_once('=') {
+            Some(("reconnect", value)) => resumes = matches!(value, "1" | "true"),
+            Some(("sid", value)) => sid = Some(percent_decode(value)),
+            _ => {}
+        }
+    }
+    sid.filter(|_| resumes)
+}
+
+/// Undoes percent-encoding; what isn't any stays as it is.
+fn percent_decode(value: &str) -> String {
+    let mut bytes = Vec::with_capacity(value.len());
+    let mut rest = value.as_bytes();
+    while let [first, tail @ ..] = rest {
+        let escaped = tail
+            .first_chunk::<2>()
+            .filter(|_| *first == b'%')
+            .and_then(|hex| std::str::from_utf8(hex).ok())
+            .and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        if let Some(byte) = escaped {
+            bytes.push(byte);
+            rest = &tail[2..];
+        } else {
+            bytes.push(*first);
+            rest = tail;
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// A session and its environment for the time of one message.
+struct Visit<'a> {
+    session: &'a mut Session,
+    env: &'a mut dyn Env,
+}
+
+impl RequestVisitor for Visit<'_> {
+    fn sdp(&mut self, slot: SdpSlot, sdp: &str) -> Result<Option<String>, String> {
+        if sdp.is_empty() {
+            return Ok(None);
+        }
+        match slot {
+            SdpSlot::Offer => self
+                .session
+                .from_client(self.env, Target::Publisher, sdp, true)
+                .map(Some),
+            SdpSlot::Answer => self
+                .session
+                .from_client(self.env, Target::Subscriber, sdp, false)
+                .map(Some),
+            SdpSlot::SyncOffer | SdpSlot::SyncAnswer => Ok(self.session.sync_sdp(slot, sdp)),
+        }
+    }
+
+    fn trickle(&mut self, _target: Target, _candidate_init: &str) -> bool {
+        // The server's peer is the sidecar; the client's own addresses are none of its business.
+        false
+    }
+
+    fn add_track(&mut self, track: AddTrack) {
+        self.session.tracks.add_own(track);
+    }
+
+    fn leave(&mut self) {
+        self.session.facts.left = true;
+    }
+}
+
+impl Session {
+    /// SDP in a `sync_state`: the server's own is put back as it really was, the client's is
+    /// rewritten as it was when it passed.
+    fn sync_sdp(&self, slot: SdpSlot, text: &str) -> Option<String> {
+        let sdp = Sdp::parse(text).ok()?;
+        let dual = self.pcs[index(Target::Subscriber)].is_some();
+        let pc = self.pcs[index(if dual {
+            Target::Subscriber
+        } else {
+            Target::Publisher
+        })]
+        .as_ref()?;
+        let from_server = dual == (slot == SdpSlot::SyncOffer);
+        if from_server {
+            return Some(pc.server_sdp.clone());
+        }
+        Some(rewrite(
+            &sdp,
+            &Edit {
+                creds: pc.server.local.clone(),
+                fingerprint: self.config.fingerprint.clone(),
+                candidates: pc.server_candidates.clone(),
+                ice_lite: false,
+                setup: None,
+                extmaps: Vec::new(),
+                strip_extmap_uri: Some(EXTENSION_URI),
+                media: Vec::new(),
+            },
+        ))
+    }
+}
+
+impl ResponseVisitor for Visit<'_> {
+    fn sdp(
+        &mut self,
+        slot: SdpSlot,
+        sdp: &str,
+        mids: &[(String, String)],
+    ) -> Result<Option<String>, String> {
+        if sdp.is_empty() {
+            return Ok(None);
+        }
+        let (target, is_offer) = match slot {
+            SdpSlot::Offer | SdpSlot::SyncOffer => (Target::Subscriber, true),
+            SdpSlot::Answer | SdpSlot::SyncAnswer => (Target::Publisher, false),
+        };
+        self.session
+            .from_server(self.env, target, sdp, is_offer, mids)
+            .map(Some)
+    }
+
+    fn trickle(&mut self, target: Target, candidate_init: &str) -> bool {
+        let init: Option<serde_json::Value> = serde_json::from_str(candidate_init).ok();
+        if let Some(candidate) = init
+            .as_ref()
+            .and_then(|init| init.get("candidate"))
+            .and_then(serde_json::Value::as_str)
+            && !candidate.is_empty()
+        {
+            self.session.add_candidate(target, candidate);
+        }
+        false
+    }
+
+    fn join(&mut self, join: Join) -> JoinEdit {
+        let session = &mut *self.session;
+        session.facts.participant_sid.clone_from(&join.participant_sid);
+        session.facts.room.clone_from(&join.room_name);
+        for participant in join.other_participants {
+            for track in participant.tracks {
+                session.tracks.add_other(track);
+            }
+        }
+        let wanted = session
+            .config
+            .policy
+            .video
+            .filter(|_| session.config.policy.mode != Mode::Off)
+            .and_then(|video| video.codec.mime());
+        let has = |mime: &str| {
+            join.enabled_publish_codecs
+                .iter()
+                .any(|enabled| enabled.eq_ignore_ascii_case(mime))
+        };
+        // A server that doesn't have the codec would leave the client with none.
+        let keep_publish_codecs = wanted.filter(|mime| has(mime)).map(|mime| {
+            join.enabled_publish_codecs
+                .iter()
+                .filter(|enabled| {
+                    !enabled.to_ascii_lowercase().starts_with("video/")
+                        || enabled.eq_ignore_ascii_case(mime)
+                })
+                .cloned()
+                .collect()
+        });
+        JoinEdit {
+            keep_publish_codecs,
+        }
+    }
+
+    fn participants(&mut self, participants: Vec<Participant>) {
+        for track in participants.into_iter().flat_map(|p| p.tracks) {
+            self.session.tracks.add_other(track);
+        }
+        self.session.tracks_changed();
+    }
+
+    fn track_published(&mut self, cid: &str, _track: Track) {
+        // An SDP whose msid uses the sid in place of the cid is found by it as well.
+        if let Some(own) = self.session.tracks.own.get(cid).cloned()
+            && !own.sid.is_empty()
+        {
+            self.session.tracks.own.insert(own.sid.clone(), own);
+        }
+    }
+
+    fn leave(&mut self, action: i32, _reason: i32) {
+        self.session.facts.left = action != ACTION_RESUME;
+    }
+
+    fn room_moved(&mut self, room_name: &str) {
+        room_name.clone_into(&mut self.session.facts.room);
+    }
+}

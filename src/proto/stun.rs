@@ -1,0 +1,368 @@
+//! The ICE-lite side of a client leg (RFC 8445 section 2.5): answers connectivity checks, learns
+//! the client's addresses from them and follows its nominations. It sends nothing by itself.
+
+use crate::description::Creds;
+use is::Sha1HmacProvider;
+use is::stun::StunMessage;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+/// A way between one of our sockets and a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Path {
+    /// Our address.
+    pub local: SocketAddr,
+    /// The peer's.
+    pub remote: SocketAddr,
+    /// ICE-TCP (RFC 6544) instead of UDP.
+    pub tcp: bool,
+}
+
+/// An agent remembers so many paths of a client; more evict the one unheard of for longest.
+/// A client has a path per interface and address family, and one more per NAT rebinding.
+const MAX_PATHS: usize = 16;
+
+/// A nomination of lower priority is followed only when the selected path has been without checks
+/// for so long. Browsers check a good path every 2.5 s at the least.
+const STALE_PATH: Duration = Duration::from_secs(3);
+
+#[derive(Debug)]
+struct Seen {
+    path: Path,
+    priority: u32,
+    last_check: Instant,
+    nominated: bool,
+}
+
+/// What a check led to.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Checked {
+    /// Not for us, or not authentic: nothing was answered.
+    Ignored,
+    /// Answered; the response is in the buffer given.
+    Answered {
+        /// The path was heard of for the first time.
+        new_path: bool,
+        /// The path to send on changed to this one.
+        selected: Option<Path>,
+    },
+}
+
+/// An ICE-lite agent over any number of paths.
+#[derive(Debug, Default)]
+pub struct LiteAgent {
+    /// Current generation first; the one before it stays valid until the client has used the
+    /// current one, because its checks cross our answer on the way.
+    generations: Vec<Creds>,
+    seen: Vec<Seen>,
+    selected: Option<Path>,
+    last_check: Option<Instant>,
+}
+
+impl LiteAgent {
+    /// Takes new local credentials: the start of the session, or an ICE restart.
+    pub fn set_local(&mut self, creds: &Creds) {
+        if self.generations.first() != Some(creds) {
+            self.generations.retain(|old| old != creds);
+            self.generations.insert(0, creds.clone());
+            self.generations.truncate(2);
+        }
+    }
+
+    /// Local username fragments under which checks may come.
+    pub fn ufrags(&self) -> impl Iterator<Item = &str> {
+        self.generations.iter().map(|creds| creds.ufrag.as_str())
+    }
+
+    /// Where to send.
+    #[must_use]
+    pub fn selected(&self) -> Option<Path> {
+        self.selected
+    }
+
+    /// When the client last proved its consent (RFC 7675) with a check.
+    #[must_use]
+    pub fn last_check(&self) -> Option<Instant> {
+        self.last_check
+    }
+
+    /// Whether `path` has passed a check.
+    #[must_use]
+    pub fn knows(&self, path: &Path) -> bool {
+        self.seen.iter().any(|seen| seen.path == *path)
+    }
+
+    /// Answers a STUN datagram that came over `path`, writing the response to `response`. Only
+    /// binding requests with one of our username fragments and a matching MESSAGE-INTEGRITY are
+    /// answered.
+    pub fn handle(
+        &mut self,
+        now: Instant,
+        path: Path,
+        datagram: &[u8],
+        response: &mut Vec<u8>,
+    ) -> Checked {
+        let Ok(message) = StunMessage::parse(datagram) else {
+            return Checked::Ignored;
+        };
+        if !message.is_binding_request() {
+            return Checked::Ignored;
+        }
+        let Some((local, _)) = message.split_username() else {
+            return Checked::Ignored;
+        };
+        let Some(generation) = self.generations.iter().position(|creds| creds.ufrag == local)
+        else {
+            return Checked::Ignored;
+        };
+        let hmac = |key: &[u8], parts: &[&[u8]]| is::DefaultSha1HmacProvider.sha1_hmac(key, parts);
+        let pwd = self.generations[generation].pwd.as_bytes();
+        if !message.verify(pwd, hmac) {
+            return Checked::Ignored;
+        }
+        // 20 header + 24 XOR-MAPPED-ADDRESS (IPv6) + 24 MESSAGE-INTEGRITY + 8 FINGERPRINT.
+        response.resize(128, 0);
+        let reply = StunMessage::binding_reply(message.trans_id(), path.remote);
+        match reply.to_bytes(Some(pwd), response, hmac) {
+            Ok(len) => response.truncate(len),
+            Err(_) => return Checked::Ignored,
+        }
+        if generation == 0 {
+            self.generations.truncate(1);
+        }
+        self.last_check = Some(now);
+        let new_path = self.note(
+            now,
+            path,
+            message.prio().unwrap_or(0),
+            message.use_candidate(),
+        );
+        let before = self.selected;
+        if message.use_candidate() {
+            self.nominate(now, path);
+        } else if self.selected.is_none() {
+            // Nothing nominated yet: media that is ready goes back the way the first check came.
+            self.selected = Some(path);
+        }
+        Checked::Answered {
+            new_path,
+            selected: (self.selected != before).then_some(self.selected).flatten(),
+        }
+    }
+
+    fn note(&mut self, now: Instant, path: Path, priority: u32, nominated: bool) -> bool {
+        if let Some(seen) = self.seen.iter_mut().find(|seen| seen.path == path) {
+            seen.last_check = now;
+            seen.priority = priority;
+            seen.nominated |= nominated;
+            return false;
+        }
+        if self.seen.len() >= MAX_PATHS {
+            let selected = self.selected;
+            if let Some(oldest) = self
+                .seen
+                .iter()
+                .enumerate()
+                .filter(|(_, seen)| Some(seen.path) != selected)
+                .min_by_key(|(_, seen)| seen.last_check)
+                .map(|(index, _)| index)
+            {
+                self.seen.swap_remove(oldest);
+            }
+        }
+        self.seen.push(Seen {
+            path,
+            priority,
+            last_check: now,
+            nominated,
+        });
+        true
+    }
+
+    /// Firefox nominates every pair that works, again and again, so priority decides among live
+    /// paths (RFC 8445 section 8.1.1 for aggressive nomination); Chromium nominates one and moves
+    /// by nominating another, so a path without checks gives way.
+    fn nominate(&mut self, now: Instant, path: Path) {
+        let find = |path: &Path| self.seen.iter().find(|seen| seen.path == *path);
+        let follow = match self.selected.as_ref().and_then(find) {
+            None => true,
+            Some(current) => {
+                !current.nominated
+                    || now.duration_since(current.last_check) >= STALE_PATH
+                    || find(&path).is_some_and(|new| new.priority >= current.priority)
+            }
+        };
+        if follow {
+            self.selected = Some(path);
+        }
+    }
+
+    /// Media that the peer's keys authenticated came over `path`: a nominated path that the peer
+    /// really sends on beats the selected one once that is silent.
+    pub fn media_on(&mut self, now: Instant, path: Path) {
+        if self.selected == Some(path) {
+            return;
+        }
+        if self
+            .seen
+            .iter()
+            .any(|seen| seen.path == path && seen.nominated)
+        {
+            self.nominate(now, path);
+        }
+    }
+
+    /// Forgets a path whose transport is gone (a closed ICE-TCP connection).
+    pub fn forget(&mut self, path: &Path) {
+        self.seen.retain(|seen| seen.path != *path);
+        if self.selected == Some(*path) {
+            self.selected = self
+                .seen
+                .iter()
+                .filter(|seen| seen.nominated)
+                .max_by_key(|seen| (seen.last_check, seen.priority))
+                .map(|seen| seen.path);
+        }
+    }
+}
+
+/// The local username fragment that a binding request is addressed to, read without checking
+/// anything else: what tells sessions apart on a muxed port.
+#[must_use]
+pub fn addressed_ufrag(datagram: &[u8]) -> Option<&str> {
+    const USERNAME: u16 = 0x0006;
+    let header: &[u8; 20] = datagram.first_chunk()?;
+    if header[..2] != [0, 1] || header[4..8] != [0x21, 0x12, 0xa4, 0x42] {
+        return None;
+    }
+    let mut rest = &datagram[20..];
+    while let [t1, t2, l1, l2, tail @ ..] = rest {
+        let len = usize::from(u16::from_be_bytes([*l1, *l2]));
+        if u16::from_be_bytes([*t1, *t2]) == USERNAME {
+            let username = std::str::from_utf8(tail.get(..len)?).ok()?;
+            return username.split_once(':').map(|(local, _)| local);
+        }
+        rest = tail.get(len.next_multiple_of(4)..)?;
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use is::stun::TransId;
+    use proptest::prelude::*;
+
+    fn creds(n: u8) -> Creds {
+        Creds {
+            ufrag: format!("ufrag{n}"),
+            pwd: format!("password-password-pass{n}"),
+        }
+    }
+
+    fn path(port: u16) -> Path {
+        Path {
+            local: "127.0.0.1:7982".parse().unwrap(),
+            remote: ([127, 0, 0, 1], port).into(),
+            tcp: false,
+        }
+    }
+
+    fn check(creds: &Creds, priority: u32, nominate: bool) -> Vec<u8> {
+        let username = format!("{}:peer", creds.ufrag);
+        let message =
+            StunMessage::binding_request(&username, TransId::new(), true, 7, priority, nominate);
+        let mut bytes = vec![0; 256];
+        let len = message
+            .to_bytes(Some(creds.pwd.as_bytes()), &mut bytes, |key, parts| {
+                is::DefaultSha1HmacProvider.sha1_hmac(key, parts)
+            })
+            .unwrap();
+        bytes.truncate(len);
+        bytes
+    }
+
+    fn agent() -> LiteAgent {
+        let mut agent = LiteAgent::default();
+        agent.set_local(&creds(1));
+        agent
+    }
+
+    #[test]
+    fn only_authentic_checks_are_answered() {
+        let (mut agent, mut out, now) = (agent(), vec![], Instant::now());
+        let mut forged = creds(1);
+        forged.pwd.push('x');
+        for request in [check(&creds(2), 1, true), check(&forged, 1, true), vec![0; 20]] {
+            assert_eq!(agent.handle(now, path(1), &request, &mut out), Checked::Ignored);
+        }
+        assert_eq!(agent.selected(), None);
+        let request = check(&creds(1), 1, true);
+        assert_eq!(addressed_ufrag(&request), Some("ufrag1"));
+        assert_eq!(
+            agent.handle(now, path(1), &request, &mut out),
+            Checked::Answered { new_path: true, selected: Some(path(1)) }
+        );
+        let reply = StunMessage::parse(&out).unwrap();
+        assert_eq!(reply.mapped_address(), Some(path(1).remote));
+    }
+
+    #[test]
+    fn repeated_nominations_of_all_pairs_settle_on_the_best() {
+        let (mut agent, mut out, now) = (agent(), vec![], Instant::now());
+        for _ in 0..3 {
+            agent.handle(now, path(1), &check(&creds(1), 50, true), &mut out);
+            agent.handle(now, path(2), &check(&creds(1), 90, true), &mut out);
+            agent.handle(now, path(3), &check(&creds(1), 10, true), &mut out);
+        }
+        assert_eq!(agent.selected(), Some(path(2)));
+    }
+
+    #[test]
+    fn a_worse_path_takes_over_when_the_better_one_falls_silent() {
+        let (mut agent, mut out, start) = (agent(), vec![], Instant::now());
+        agent.handle(start, path(1), &check(&creds(1), 90, true), &mut out);
+        let later = start + STALE_PATH;
+        agent.handle(later, path(2), &check(&creds(1), 10, true), &mut out);
+        assert_eq!(agent.selected(), Some(path(2)));
+    }
+
+    #[test]
+    fn an_ice_restart_accepts_both_generations_until_the_new_one_is_used() {
+        let (mut agent, mut out, now) = (agent(), vec![], Instant::now());
+        agent.set_local(&creds(2));
+        agent.set_local(&creds(2));
+        let answered = |agent: &mut LiteAgent, n, out: &mut Vec<u8>| {
+            agent.handle(now, path(1), &check(&creds(n), 1, true), out) != Checked::Ignored
+        };
+        assert!(answered(&mut agent, 1, &mut out));
+        assert!(answered(&mut agent, 2, &mut out));
+        assert!(!answered(&mut agent, 1, &mut out));
+    }
+
+    #[test]
+    fn paths_are_bounded() {
+        let (mut agent, mut out, now) = (agent(), vec![], Instant::now());
+        for port in 1..200 {
+            agent.handle(now, path(port), &check(&creds(1), 1, port == 1), &mut out);
+        }
+        assert!(agent.seen.len() <= MAX_PATHS);
+        assert_eq!(agent.selected(), Some(path(1)));
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_is_ignored(mut bytes in proptest::collection::vec(any::<u8>(), 0..200), shape in any::<bool>()) {
+            if shape && bytes.len() >= 20 {
+                bytes[..2].copy_from_slice(&[0, 1]);
+                bytes[4..8].copy_from_slice(&[0x21, 0x12, 0xa4, 0x42]);
+                let len = u16::try_from(bytes.len() - 20).unwrap();
+                bytes[2..4].copy_from_slice(&len.to_be_bytes());
+            }
+            addressed_ufrag(&bytes);
+            let mut out = vec![];
+            prop_assert_eq!(agent().handle(Instant::now(), path(1), &bytes, &mut out), Checked::Ignored);
+        }
+    }
+}

@@ -1,0 +1,570 @@
+//! The way of one request to the upstream and back.
+//!
+//! What is changed on the way, and nothing else: hop-by-hop fields (RFC 9110 section 7.6.1), Host (the upstream's, so that name-based
+//! routers and LiveKit Cloud work; the client's goes into X-Forwarded-Host), X-Forwarded-For, X-Forwarded-Proto, Via, and on
+//! sessions the query and Sec-WebSocket-Extensions. Answers lose their hop-by-hop fields only.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use http_body_util::{Either, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode, Uri, Version};
+use hyper_util::rt::TokioIo;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, timeout};
+
+use super::http::{Body, Held, Shared};
+use super::upstream::Conn;
+use super::ws::{Guard, pump, splice};
+use super::{By, Drain, Opening, WS_OPEN};
+use crate::fault::{Fault, What};
+
+type Sender = http1::SendRequest<Incoming>;
+
+/// A kept upstream connection is not used again after this: servers and load balancers close idle ones without notice, and a
+/// request written into that moment is lost. All known defaults are above it.
+const REUSE: Duration = Duration::from_secs(4);
+
+/// What belongs to one connection of a client's.
+pub(super) struct Client {
+    pub(super) peer: SocketAddr,
+    /// The upstream connection of the last request, and since when it is idle.
+    kept: Mutex<Option<(Sender, Instant)>>,
+    /// Goes over to the pump when the connection is upgraded.
+    held: Mutex<Option<Held>>,
+}
+
+impl Client {
+    pub(super) fn new(peer: SocketAddr, held: Held) -> Client {
+        Client {
+            peer,
+            kept: Mutex::default(),
+            held: Mutex::new(Some(held)),
+        }
+    }
+}
+
+/// What kind of request it is: metrics' label, and what becomes of a 101.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A WebSocket upgrade on a session path.
+    Session,
+    /// A WebSocket upgrade on any other path.
+    Upgrade,
+    /// Anything else.
+    Plain,
+}
+
+impl Kind {
+    pub(super) fn of(request: &Request<Incoming>) -> Kind {
+        let h = request.headers();
+        let websocket = request.method() == Method::GET
+            && request.version() == Version::HTTP_11
+            && has_token(h, &header::CONNECTION, "upgrade")
+            && has_token(h, &header::UPGRADE, "websocket");
+        match (websocket, session_path(request.uri().path())) {
+            (true, Some(_)) => Kind::Session,
+            (true, None) => Kind::Upgrade,
+            (false, _) => Kind::Plain,
+        }
+    }
+
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Kind::Session => "session",
+            Kind::Upgrade => "upgrade",
+            Kind::Plain => "plain",
+        }
+    }
+}
+
+/// The path of a session in plain writing, or `None`. The server's router decodes `%72tc` and so does this: a session must not
+/// get past the pump by the spelling of its path.
+fn session_path(path: &str) -> Option<&'static str> {
+    let mut plain = Vec::with_capacity(path.len());
+    let mut bytes = path.bytes();
+    while let Some(b) = bytes.next() {
+        let hex = |b: Option<u8>| b.and_then(|b| char::from(b).to_digit(16));
+        plain.push(match b {
+            b'%' => (hex(bytes.next())? << 4 | hex(bytes.next())?) as u8,
+            b => b,
+        });
+    }
+    // Cleaned as Go's ServeMux does before it redirects, and as more lenient routers do without saying so.
+    let mut parts: Vec<&[u8]> = Vec::new();
+    for part in plain.split(|b| *b == b'/') {
+        match part {
+            b"" | b"." => {}
+            b".." => drop(parts.pop()),
+            part => parts.push(part),
+        }
+    }
+    match parts.as_slice() {
+        [b"rtc"] => Some("/rtc"),
+        [b"rtc", b"v1"] => Some("/rtc/v1"),
+        _ => None,
+    }
+}
+
+/// Sends a request upstream and brings the answer back. An error names the session too, for the log.
+pub(super) async fn pass(
+    mut request: Request<Incoming>,
+    kind: Kind,
+    client: &Client,
+    shared: &Arc<Shared>,
+) -> Result<Response<Body>, (Fault, String)> {
+    let none = |fault| (fault, String::new());
+    check(&request, shared).map_err(none)?;
+    let permits = match kind {
+        Kind::Plain => None,
+        Kind::Session | Kind::Upgrade => Some(permits(shared).map_err(none)?),
+    };
+    let (guard, query) = match (kind, session_path(request.uri().path())) {
+        (Kind::Session, Some(path)) => {
+            let opening = Opening {
+                path,
+                query: request.uri().query().unwrap_or(""),
+                authorization: request
+                    .headers()
+                    .get(header::AUTHORIZATION)
+                    .and_then(|v| v.to_str().ok()),
+                peer: client.peer,
+            };
+            let opened = shared.sessions.open(&opening).map_err(none)?;
+            (Some(Guard::new(opened.session)), opened.query)
+        }
+        _ => (None, None),
+    };
+    let id = guard.as_ref().map(Guard::id).unwrap_or_default();
+    let path = request.uri().path().to_owned();
+    let sent = async {
+        let upgrade = (kind != Kind::Plain).then(|| hyper::upgrade::on(&mut request));
+        rewrite(&mut request, kind, query.as_deref(), client.peer, shared)?;
+        let response = exchange(request, shared, &client.kept).await?;
+        Ok::<_, Fault>((upgrade, response))
+    };
+    let (upgrade, mut response) = match sent.await {
+        Ok(sent) => sent,
+        Err(fault) => {
+            if let Some(guard) = guard {
+                guard.refused(fault.status().as_u16(), By::Upstream);
+            }
+            return Err((fault, id));
+        }
+    };
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        if let Some(guard) = guard {
+            guard.refused(response.status().as_u16(), By::Upstream);
+        }
+        strip_hop_by_hop(response.headers_mut());
+        return Ok(response.map(Either::Left));
+    }
+    let nonsense = |detail: &'static str| Fault::upstream(What::BadAnswer, detail);
+    let (Some(upgrade), Some((_handshake, upgraded))) = (upgrade, permits) else {
+        return Err((
+            nonsense("the media server switched protocols without being asked to"),
+            id,
+        ));
+    };
+    if guard.is_some()
+        && response
+            .headers()
+            .contains_key(header::SEC_WEBSOCKET_EXTENSIONS)
+    {
+        let fault =
+            nonsense("the media server answers with a WebSocket extension that was not offered");
+        if let Some(guard) = guard {
+            guard.refused(fault.status().as_u16(), By::Upstream);
+        }
+        return Err((fault, id));
+    }
+    let upstream = hyper::upgrade::on(&mut response);
+    let Some(alive) = shared.alive.upgrade() else {
+        return Err((
+            Fault::internal(
+                What::Draining,
+                "the sidecar is about to stop; try again elsewhere",
+            ),
+            id,
+        ));
+    };
+    let label = if guard.is_some() { "session" } else { "opaque" };
+    let open = Held::new(upgraded, alive, metrics::gauge!(WS_OPEN, "kind" => label));
+    // The TCP connection's own permit lives on with the pump.
+    let connection = client
+        .held
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .take();
+    let shared = shared.clone();
+    let guard = guard.map(|mut guard| {
+        guard.accepted();
+        guard
+    });
+    tokio::spawn(async move {
+        run_upgraded(upgrade, upstream, guard, &path, &shared).await;
+        drop((open, connection));
+    });
+    let h = response.headers_mut();
+    strip_hop_by_hop(h);
+    h.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    h.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    Ok(response.map(|_| Either::Right(Full::default())))
+}
+
+/// What a request must be before anybody is asked.
+fn check(request: &Request<Incoming>, shared: &Shared) -> Result<(), Fault> {
+    let limits = &shared.limits;
+    if request.method() == Method::CONNECT {
+        return Err(Fault::client(
+            What::Method,
+            "CONNECT is not served: this is a gateway",
+        ));
+    }
+    let query = request.uri().query().map_or(0, str::len);
+    if query > limits.max_query_bytes {
+        return Err(Fault::client(
+            What::QueryTooLarge,
+            format!(
+                "a query of {query} bytes is over the limit of {}",
+                limits.max_query_bytes
+            ),
+        ));
+    }
+    let h = request.headers();
+    // As on the wire: `name: value\r\n`.
+    let size: usize = h.iter().map(|(n, v)| n.as_str().len() + v.len() + 4).sum();
+    if size > limits.max_header_bytes {
+        return Err(Fault::client(
+            What::HeadersTooLarge,
+            format!(
+                "header fields of {size} bytes are over the limit of {}",
+                limits.max_header_bytes
+            ),
+        ));
+    }
+    let me = |v: &HeaderValue| v.to_str().is_ok_and(|v| v.contains(&shared.pseudonym));
+    if h.get_all(header::VIA).iter().any(me) {
+        return Err(Fault::internal(
+            What::Loop,
+            "the request has come through here before: `upstream` leads back to this sidecar",
+        ));
+    }
+    Ok(())
+}
+
+/// Room for one more handshake and one more upgraded connection.
+fn permits(shared: &Shared) -> Result<(OwnedSemaphorePermit, OwnedSemaphorePermit), Fault> {
+    if *shared.drain.borrow() != Drain::Running {
+        return Err(Fault::internal(
+            What::Draining,
+            "the sidecar is about to stop and takes no new sessions; try again",
+        ));
+    }
+    let busy = |detail: &'static str| move |_| Fault::internal(What::Busy, detail);
+    Ok((
+        shared.handshakes.clone().try_acquire_owned().map_err(busy(
+            "too many sessions are being opened at this moment; try again",
+        ))?,
+        shared
+            .upgraded
+            .clone()
+            .try_acquire_owned()
+            .map_err(busy("no more sessions fit; try again later or elsewhere"))?,
+    ))
+}
+
+/// Makes the client's request the upstream's.
+fn rewrite(
+    request: &mut Request<Incoming>,
+    kind: Kind,
+    query: Option<&str>,
+    peer: SocketAddr,
+    shared: &Shared,
+) -> Result<(), Fault> {
+    let upstream = &shared.dialer.upstream;
+    let path = request.uri().path();
+    let mut target = match path {
+        // OPTIONS for the server as a whole: RFC 9112 section 3.2.4.
+        "*" => path.to_owned(),
+        _ => format!("{}{path}", upstream.base()),
+    };
+    if let Some(query) = query.or(request.uri().query()) {
+        target.push('?');
+        target.push_str(query);
+    }
+    let length = target.len();
+    *request.uri_mut() = Uri::try_from(target).map_err(|e| {
+        Fault::client(
+            What::QueryTooLarge,
+            format!("the upstream's request target of {length} bytes can't be sent ({e})"),
+        )
+    })?;
+    *request.version_mut() = Version::HTTP_11;
+    let h = request.headers_mut();
+    strip_hop_by_hop(h);
+    if kind != Kind::Plain {
+        h.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+        h.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    }
+    if kind == Kind::Session {
+        // LiveKit would compress, and the pump would have to decompress. Spliced bytes may be compressed as they like.
+        h.remove(header::SEC_WEBSOCKET_EXTENSIONS);
+    }
+    if let Some(host) = h.insert(header::HOST, upstream.authority().clone()) {
+        h.entry(HeaderName::from_static("x-forwarded-host"))
+            .or_insert(host);
+    }
+    let ip: IpAddr = peer.ip().to_canonical();
+    append(
+        h,
+        HeaderName::from_static("x-forwarded-for"),
+        &ip.to_string(),
+    );
+    let proto = if shared.secure { "https" } else { "http" };
+    h.entry(HeaderName::from_static("x-forwarded-proto"))
+        .or_insert(HeaderValue::from_static(proto));
+    append(h, header::VIA, &format!("1.1 {}", shared.pseudonym));
+    Ok(())
+}
+
+/// Adds an element to a list field, in one line with those that are there.
+fn append(h: &mut HeaderMap, name: HeaderName, element: &str) {
+    let mut list: Vec<u8> = Vec::new();
+    for value in h.get_all(&name) {
+        list.extend_from_slice(value.as_bytes());
+        list.extend_from_slice(b", ");
+    }
+    list.extend_from_slice(element.as_bytes());
+    // Values that were valid before stay so when joined.
+    if let Ok(value) = HeaderValue::from_bytes(&list) {
+        h.insert(name, value);
+    }
+}
+
+/// Removes what is meant for one connection only: RFC 9110 section 7.6.1. hyper writes its own Transfer-Encoding and Connection.
+fn strip_hop_by_hop(h: &mut HeaderMap) {
+    let named: Vec<HeaderName> = tokens(h, &header::CONNECTION)
+        .filter_map(|t| HeaderName::from_bytes(t.as_bytes()).ok())
+        .collect();
+    for name in named {
+        h.remove(name);
+    }
+    for name in [
+        header::CONNECTION,
+        header::TE,
+        header::TRANSFER_ENCODING,
+        header::UPGRADE,
+    ] {
+        h.remove(name);
+    }
+    h.remove("keep-alive");
+    h.remove("proxy-connection");
+    h.remove("http2-settings");
+}
+
+fn tokens<'a>(h: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
+    h.get_all(name)
+        .into_iter()
+        .filter_map(|v| v.to_str().ok())
+        .flat_map(|v| v.split(','))
+        .map(str::trim)
+}
+
+fn has_token(h: &HeaderMap, name: &HeaderName, token: &str) -> bool {
+    tokens(h, name).any(|t| t.eq_ignore_ascii_case(token))
+}
+
+/// One request and the head of its answer, over the kept connection if there is a good one, else over a new one.
+async fn exchange(
+    request: Request<Incoming>,
+    shared: &Shared,
+    kept: &Mutex<Option<(Sender, Instant)>>,
+) -> Result<Response<Incoming>, Fault> {
+    let slot = || kept.lock().unwrap_or_else(PoisonError::into_inner);
+    let good = |(sender, since): &(Sender, Instant)| sender.is_ready() && since.elapsed() < REUSE;
+    let mut request = request;
+    let reused = slot().take().filter(good).map(|(sender, _)| sender);
+    for reused in [reused, None] {
+        let fresh = reused.is_none();
+        let mut sender = match reused {
+            Some(sender) => sender,
+            None => connect(shared).await?,
+        };
+        let sent = timeout(
+            shared.limits.answer_timeout,
+            sender.try_send_request(request),
+        );
+        match sent.await {
+            Ok(Ok(response)) => {
+                if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                    *slot() = Some((sender, Instant::now()));
+                }
+                return Ok(response);
+            }
+            Ok(Err(mut failed)) => match failed.take_message() {
+                // Not a byte of it was sent: the kept connection was closed in the meantime.
+                Some(back) if !fresh => request = back,
+                _ => return Err(no_answer(failed.error(), shared)),
+            },
+            Err(_) => {
+                return Err(Fault::upstream(
+                    What::Timeout,
+                    "the media server did not answer in time",
+                )
+                .because(format!(
+                    "{} took over {:?} (limits.answer_timeout)",
+                    shared.dialer.upstream, shared.limits.answer_timeout
+                )));
+            }
+        }
+        if fresh {
+            break;
+        }
+    }
+    Err(Fault::internal(
+        What::Defect,
+        "a request was neither sent nor refused",
+    ))
+}
+
+fn no_answer(error: &hyper::Error, shared: &Shared) -> Fault {
+    let because = format!("{}: {error}", shared.dialer.upstream);
+    if error.is_parse() {
+        Fault::upstream(What::BadAnswer, "the media server's answer is not HTTP").because(because)
+    } else if error.is_user() || error.is_body_write_aborted() {
+        Fault::client(What::Lost, "the request broke off").because(because)
+    } else {
+        Fault::upstream(
+            What::Lost,
+            "the media server closed the connection without an answer; try again",
+        )
+        .because(because)
+    }
+}
+
+async fn connect(shared: &Shared) -> Result<Sender, Fault> {
+    let conn: Conn = shared.dialer.dial(&shared.limits).await?;
+    let (sender, connection) = http1::Builder::new()
+        .preserve_header_case(true)
+        .handshake(TokioIo::new(conn))
+        .await
+        .map_err(|e| no_answer(&e, shared))?;
+    // Errors of the connection come out at the sender; the task ends with it.
+    tokio::spawn(connection.with_upgrades());
+    Ok(sender)
+}
+
+/// From the 101 on: waits until both connections are free of HTTP, then pumps or splices.
+async fn run_upgraded(
+    client: hyper::upgrade::OnUpgrade,
+    upstream: hyper::upgrade::OnUpgrade,
+    guard: Option<Guard>,
+    path: &str,
+    shared: &Shared,
+) {
+    let both = timeout(shared.limits.header_timeout, async {
+        tokio::try_join!(client, upstream)
+    });
+    let Ok(Ok((client, upstream))) = both.await else {
+        // The client did not stay for its 101; the guard's drop says so to the session.
+        return;
+    };
+    let (client, upstream) = (TokioIo::new(client), TokioIo::new(upstream));
+    match guard {
+        Some(guard) => {
+            pump(
+                client,
+                upstream,
+                guard,
+                path,
+                &shared.limits,
+                shared.drain.clone(),
+            )
+            .await
+        }
+        None => splice(client, upstream, &shared.limits, shared.drain.clone()).await,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_is_known_by_any_spelling_of_its_path() {
+        for path in [
+            "/rtc",
+            "/rtc/",
+            "//rtc",
+            "/./rtc",
+            "/%72tc",
+            "/rt%63",
+            "/%2frtc",
+            "/x/../rtc",
+        ] {
+            assert_eq!(session_path(path), Some("/rtc"), "{path}");
+        }
+        for path in ["/rtc/v1", "/rtc/v1/", "/rtc%2Fv1", "/rtc//v1"] {
+            assert_eq!(session_path(path), Some("/rtc/v1"), "{path}");
+        }
+        for path in [
+            "/",
+            "*",
+            "/rtc/validate",
+            "/rtc/v1/validate",
+            "/rtc/v2",
+            "/agent",
+            "/RTC",
+            "/rtc%",
+            "/rtc%zz",
+            "/%",
+            "/rtc/%ff",
+        ] {
+            assert_eq!(session_path(path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn hop_by_hop_fields_go_and_the_rest_stays() {
+        let mut h = HeaderMap::new();
+        for (name, value) in [
+            ("connection", "keep-alive, X-Mine"),
+            ("connection", "upgrade"),
+            ("keep-alive", "timeout=5"),
+            ("x-mine", "1"),
+            ("te", "trailers"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "h2c"),
+            ("proxy-connection", "close"),
+            ("authorization", "Bearer x"),
+            ("origin", "https://example"),
+        ] {
+            h.append(
+                HeaderName::from_static(name),
+                HeaderValue::from_static(value),
+            );
+        }
+        strip_hop_by_hop(&mut h);
+        let mut left: Vec<_> = h.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["authorization", "origin"]);
+    }
+
+    #[test]
+    fn list_fields_grow_in_one_line() {
+        let name = || HeaderName::from_static("x-forwarded-for");
+        let mut h = HeaderMap::new();
+        append(&mut h, name(), "127.0.0.1");
+        assert_eq!(h[name()], "127.0.0.1");
+        h.append(name(), HeaderValue::from_static("10.0.0.2"));
+        append(&mut h, name(), "::1");
+        assert_eq!(h.get_all(name()).iter().count(), 1);
+        assert_eq!(h[name()], "127.0.0.1, 10.0.0.2, ::1");
+    }
+}

@@ -1,0 +1,288 @@
+//! Signalling: the HTTP/1.1 and WebSocket listener in front of LiveKit.
+//!
+//! Every request goes to the upstream and its answer comes back as it was, streamed both ways. On the two session paths (`/rtc`,
+//! `/rtc/v1`) WebSocket messages pass one by one through a [`SignalSession`], which may change them; any other upgrade is spliced
+//! as opaque bytes. LiveKit's answer decides whether a session exists: nothing but a 101 makes one.
+//!
+//! Pings, pongs and close frames are never answered here: they pass to the other side, whose answer comes back. So a dead client
+//! looks dead to the server, and the other way round, exactly as without a sidecar.
+
+mod forward;
+mod frame;
+mod http;
+mod upstream;
+mod ws;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::fault::Fault;
+
+pub use http::Bound;
+pub use upstream::Upstream;
+
+/// What the listener needs to know.
+#[derive(Debug, Clone)]
+pub struct SignalConfig {
+    /// Address that clients dial. Port 0 takes a free one: see [`Bound::local_addr`].
+    pub listen: SocketAddr,
+    /// LiveKit, or the origin sidecar.
+    pub upstream: Upstream,
+    /// TLS on `listen`; plain HTTP without.
+    pub tls: Option<TlsFiles>,
+    /// Bounds on what strangers may do.
+    pub limits: Limits,
+}
+
+/// Certificate chain and key of the listener.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// PEM file: the certificate and its chain, leaf first.
+    pub cert: PathBuf,
+    /// PEM file: the private key (PKCS #8, PKCS #1 or SEC1).
+    pub key: PathBuf,
+}
+
+/// Bounds on memory and time that a stranger can take.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Header fields of one request, names and values, in bytes. Over it: 431. Default 64 KiB.
+    pub max_header_bytes: usize,
+    /// Query of one request, in bytes; a `join_request` with offers takes some 5–30 kB. Over it: 414.
+    /// Default and maximum [`Limits::QUERY_CEILING`].
+    pub max_query_bytes: usize,
+    /// One WebSocket message of a session, fragments put together, in bytes. Over it: close 1009. Default 1 MiB.
+    pub max_frame_bytes: usize,
+    /// For a request's header section to arrive, and for the TLS handshake before it; also how long a kept-alive connection may
+    /// be quiet. Default 10 s.
+    pub header_timeout: Duration,
+    /// For a connection to the upstream, TLS included. Over it: 504. Default 5 s.
+    pub dial_timeout: Duration,
+    /// For the upstream's answer to begin. Over it: 504. Generous, because Twirp calls that dial a phone wait for it to be
+    /// picked up. Default 120 s.
+    pub answer_timeout: Duration,
+    /// Without a byte in either direction an upgraded connection is closed. LiveKit pings every 10 s. Default 120 s.
+    pub idle_timeout: Duration,
+    /// Upgrades which wait for the upstream's answer at one time. Over it: 503 with Retry-After. Default 256.
+    pub handshakes: usize,
+    /// Upgraded connections at one time. Over it: 503 with Retry-After. Default 10,000.
+    pub sessions: usize,
+    /// TCP connections at one time, upgraded ones included; more wait in the kernel's accept queue. Default 20,000.
+    pub connections: usize,
+}
+
+impl Limits {
+    /// The longest request target that the `http` crate can hold is 65,534 bytes; the rest is room for the path.
+    pub const QUERY_CEILING: usize = 65_000;
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            max_header_bytes: 64 << 10,
+            max_query_bytes: Limits::QUERY_CEILING,
+            max_frame_bytes: 1 << 20,
+            header_timeout: Duration::from_secs(10),
+            dial_timeout: Duration::from_secs(5),
+            answer_timeout: Duration::from_secs(120),
+            idle_timeout: Duration::from_secs(120),
+            handshakes: 256,
+            sessions: 10_000,
+            connections: 20_000,
+        }
+    }
+}
+
+/// A client's wish to open a session, before the upstream has been asked. Holds a token: never to be logged.
+#[derive(Clone, Copy)]
+pub struct Opening<'a> {
+    /// `/rtc` or `/rtc/v1`.
+    pub path: &'a str,
+    /// What stands after `?`, as the client sent it, or "".
+    pub query: &'a str,
+    /// The Authorization header.
+    pub authorization: Option<&'a str>,
+    /// Where the client's connection comes from.
+    pub peer: SocketAddr,
+}
+
+/// Where sessions come from; one for the whole listener.
+pub trait Sessions: Send + Sync + 'static {
+    /// Prepares a session and, where needed, the query that goes upstream. Called on the signalling runtime: must not block.
+    ///
+    /// # Errors
+    /// A fault is answered to the client as HTTP status and JSON body; the upstream is not asked.
+    fn open(&self, opening: &Opening<'_>) -> Result<Opened, Fault>;
+}
+
+/// A prepared session.
+pub struct Opened {
+    /// Told of all that happens from here on.
+    pub session: Box<dyn SignalSession>,
+    /// The query for the upstream, without `?`; `None` keeps the client's.
+    pub query: Option<String>,
+}
+
+/// One WebSocket message of a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Frame<'a> {
+    /// Protobuf.
+    Binary(&'a [u8]),
+    /// Protojson.
+    Text(&'a str),
+}
+
+/// What becomes of a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// It passes byte for byte.
+    Keep,
+    /// It does not pass.
+    Drop,
+    /// This passes in its place.
+    Binary(Vec<u8>),
+    /// This passes in its place.
+    Text(String),
+}
+
+/// One client's signalling connection.
+///
+/// Order of calls: at most one of `accepted` and `refused`; after `accepted` any number of frames; at the end `closed`, exactly
+/// once, whatever happened (also when the client went away before the upstream answered). All from one task, so nothing blocks.
+pub trait SignalSession: Send {
+    /// For log lines; must not identify the participant.
+    fn id(&self) -> &str {
+        ""
+    }
+    /// The upstream answered 101: the token is good, the session exists.
+    fn accepted(&mut self);
+    /// The upstream answered something else (passed on to the client unchanged), or nothing (502, 504).
+    fn refused(&mut self, status: u16);
+    /// A message from the client.
+    ///
+    /// # Errors
+    /// A fault closes both sides with its close codes.
+    fn client_frame(&mut self, frame: Frame<'_>) -> Result<Verdict, Fault>;
+    /// A message from the upstream.
+    ///
+    /// # Errors
+    /// A fault closes both sides with its close codes.
+    fn server_frame(&mut self, frame: Frame<'_>) -> Result<Verdict, Fault>;
+    /// What to tell the client before the sidecar leaves: `Binary` or `Text`.
+    fn leave_frame(&mut self) -> Option<Verdict>;
+    /// The end.
+    fn closed(&mut self, how: Closed);
+}
+
+/// How a session ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Closed {
+    /// Who or what ended it.
+    pub by: By,
+    /// The close code that was received from that side or, for the sidecar's own reasons, sent to the client. `None`: no close
+    /// frame, the connection broke off or never came to be.
+    pub code: Option<u16>,
+}
+
+/// Who or what ended a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum By {
+    /// The client closed, broke off, or was gone before the answer.
+    Client,
+    /// The upstream closed, broke off, or refused.
+    Upstream,
+    /// Nothing was sent for `idle_timeout`.
+    Idle,
+    /// The sidecar leaves.
+    Drain,
+    /// A [`Fault`].
+    Fault,
+}
+
+/// How far the sidecar is on its way out. Only ever grows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Drain {
+    /// Serving.
+    Running,
+    /// New upgrades get 503; what runs, runs on; plain requests still pass.
+    Draining,
+    /// Clients are told to leave, everything is closed, [`serve`] returns when all is.
+    Leaving,
+}
+
+/// Reads certificates and takes the port; nothing is served yet.
+///
+/// # Errors
+/// [`Side::Internal`](crate::fault::Side::Internal) and `What::Config`: an address in use, an unreadable certificate or key, no
+/// trusted roots for an https upstream.
+pub async fn bind(config: SignalConfig) -> Result<Bound, Fault> {
+    http::bind(config).await
+}
+
+/// Serves until `drain` says [`Drain::Leaving`] and all connections have ended. A dropped sender means no drain will come.
+pub async fn serve(bound: Bound, sessions: Arc<dyn Sessions>, drain: watch::Receiver<Drain>) {
+    http::serve(bound, sessions, drain).await;
+}
+
+/// Counter: answers to HTTP requests. Labels `kind` (session, upgrade, plain) and `class` (1xx…5xx).
+pub const HTTP_REQUESTS: &str = "auralink_http_requests_total";
+/// Gauge: open TCP connections of clients, upgraded ones included.
+pub const HTTP_CONNECTIONS: &str = "auralink_http_connections";
+/// Gauge: open upgraded connections. Label `kind` (session, opaque).
+pub const WS_OPEN: &str = "auralink_ws_open";
+/// Counter: messages of sessions. Labels `from` (client, upstream) and `verdict` (keep, drop, replace).
+pub const WS_MESSAGES: &str = "auralink_ws_messages_total";
+/// Histogram, seconds: from a session's request to the upstream's answer.
+pub const HANDSHAKE_SECONDS: &str = "auralink_handshake_seconds";
+/// Counter: faults. Labels `side` and `what`.
+pub const FAULTS: &str = "auralink_faults_total";
+
+/// Name, kind, unit, labels and HELP of each metric of signalling.
+pub const METRICS: &[(&str, &str, &str, &[&str], &str)] = &[
+    (
+        HTTP_REQUESTS,
+        "counter",
+        "",
+        &["kind", "class"],
+        "Answers to HTTP requests by kind (session, upgrade, plain) and class of status (1xx to 5xx).",
+    ),
+    (
+        HTTP_CONNECTIONS,
+        "gauge",
+        "",
+        &[],
+        "Open TCP connections of clients, upgraded ones included.",
+    ),
+    (
+        WS_OPEN,
+        "gauge",
+        "",
+        &["kind"],
+        "Open upgraded connections: session (messages are read) or opaque (bytes are spliced).",
+    ),
+    (
+        WS_MESSAGES,
+        "counter",
+        "",
+        &["from", "verdict"],
+        "Messages of signalling sessions by sender and by what became of them (keep, drop, replace).",
+    ),
+    (
+        HANDSHAKE_SECONDS,
+        "histogram",
+        "seconds",
+        &[],
+        "From a session's request to the upstream's answer to it.",
+    ),
+    (
+        FAULTS,
+        "counter",
+        "",
+        &["side", "what"],
+        "What went wrong: whose fault (client, upstream, internal) and what.",
+    ),
+];

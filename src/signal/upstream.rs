@@ -1,0 +1,334 @@
+//! Dialling LiveKit or the origin.
+
+use std::fmt;
+use std::io;
+use std::pin::Pin;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use hyper::Uri;
+use hyper::header::HeaderValue;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls;
+use tokio_rustls::rustls::pki_types::ServerName;
+
+use super::Limits;
+use crate::fault::{Fault, What};
+
+/// Address of the upstream: `http` or `https` (`ws` and `wss` mean the same), host, port, base path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upstream {
+    tls: bool,
+    /// Without brackets.
+    host: String,
+    port: u16,
+    /// "" or "/something", no slash at the end.
+    base: String,
+    /// What the Host header says.
+    authority: HeaderValue,
+}
+
+impl Upstream {
+    /// Whether the connection is TLS.
+    pub fn tls(&self) -> bool {
+        self.tls
+    }
+
+    /// Name or address, an IPv6 address without brackets.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// TCP port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Path before every request's own: "" or "/something".
+    pub fn base(&self) -> &str {
+        &self.base
+    }
+
+    /// Host header: the authority, without the scheme's own port.
+    pub fn authority(&self) -> &HeaderValue {
+        &self.authority
+    }
+}
+
+impl FromStr for Upstream {
+    type Err = String;
+
+    /// # Errors
+    /// A sentence that says what is wrong and what is allowed. The URL is not repeated in it where it may hold a password.
+    fn from_str(text: &str) -> Result<Upstream, String> {
+        const WANTED: &str =
+            "wanted is http://HOST[:PORT][/BASE] or https://… (ws and wss mean the same)";
+        let uri: Uri = text
+            .parse()
+            .map_err(|e| format!("not a URL ({e}): {WANTED}"))?;
+        let tls = match uri.scheme_str() {
+            Some("http" | "ws") => false,
+            Some("https" | "wss") => true,
+            Some(other) => return Err(format!("scheme {other:?} is not served: {WANTED}")),
+            None => return Err(format!("no scheme: {WANTED}")),
+        };
+        let Some(authority) = uri.authority() else {
+            return Err(format!("no host: {WANTED}"));
+        };
+        if authority.as_str().contains('@') {
+            return Err(format!("user and password do not belong here: {WANTED}"));
+        }
+        if uri.query().is_some() {
+            return Err(format!("a query does not belong here: {WANTED}"));
+        }
+        let default = if tls { 443 } else { 80 };
+        let port = match authority.port() {
+            Some(_) => authority
+                .port_u16()
+                .filter(|p| *p != 0)
+                .ok_or_else(|| format!("not a port from 1 to 65535: {WANTED}"))?,
+            None if authority.as_str().ends_with(':') => {
+                return Err(format!("no port after the colon: {WANTED}"));
+            }
+            None => default,
+        };
+        let host = authority.host();
+        if host.is_empty() {
+            return Err(format!("no host: {WANTED}"));
+        }
+        let shown = if port == default {
+            host.to_owned()
+        } else {
+            format!("{host}:{port}")
+        };
+        Ok(Upstream {
+            tls,
+            host: host
+                .trim_start_matches('[')
+                .trim_end_matches(']')
+                .to_owned(),
+            port,
+            base: uri.path().trim_end_matches('/').to_owned(),
+            authority: HeaderValue::from_str(&shown)
+                .map_err(|_| format!("not a host: {WANTED}"))?,
+        })
+    }
+}
+
+impl fmt::Display for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.tls { "https" } else { "http" };
+        let authority = self.authority.to_str().unwrap_or(&self.host);
+        write!(f, "{scheme}://{authority}{}", self.base)
+    }
+}
+
+/// Makes connections to one upstream.
+pub(super) struct Dialer {
+    pub(super) upstream: Upstream,
+    tls: Option<(TlsConnector, ServerName<'static>)>,
+}
+
+impl Dialer {
+    /// Reads the system's trusted roots if the upstream is https (SSL_CERT_FILE and SSL_CERT_DIR name others).
+    pub(super) fn new(upstream: Upstream) -> Result<Dialer, Fault> {
+        let tls = if upstream.tls {
+            Some(connector(&upstream)?)
+        } else {
+            None
+        };
+        Ok(Dialer { upstream, tls })
+    }
+
+    /// A new connection, ready for HTTP/1.1.
+    pub(super) async fn dial(&self, limits: &Limits) -> Result<Conn, Fault> {
+        match tokio::time::timeout(limits.dial_timeout, self.connect()).await {
+            Ok(Ok(conn)) => Ok(conn),
+            Ok(Err(e)) => Err(Fault::upstream(
+                What::Unreachable,
+                "the media server can't be reached; if this lasts, its operator has to look",
+            )
+            .because(format!(
+                "connecting to {}: {e}; is LiveKit running, and is `upstream` right?",
+                self.upstream
+            ))),
+            Err(_) => Err(Fault::upstream(
+                What::Timeout,
+                "the media server did not take the connection in time",
+            )
+            .because(format!(
+                "connecting to {} took over {:?} (limits.dial_timeout)",
+                self.upstream, limits.dial_timeout
+            ))),
+        }
+    }
+
+    async fn connect(&self) -> io::Result<Conn> {
+        let tcp = TcpStream::connect((self.upstream.host.as_str(), self.upstream.port)).await?;
+        tune(&tcp);
+        Ok(match &self.tls {
+            None => Conn::Plain(tcp),
+            Some((connector, name)) => {
+                Conn::Tls(Box::new(connector.connect(name.clone(), tcp).await?))
+            }
+        })
+    }
+}
+
+/// Signal messages are small and wait for nobody (no Nagle); a peer whose host vanished is noticed (keepalive).
+pub(super) fn tune(tcp: &TcpStream) {
+    const QUIET: std::time::Duration = std::time::Duration::from_secs(30);
+    // Neither is worth ending a connection for.
+    let _ = tcp.set_nodelay(true);
+    let keepalive = socket2::TcpKeepalive::new()
+        .with_time(QUIET)
+        .with_interval(QUIET / 3);
+    let _ = socket2::SockRef::from(tcp).set_tcp_keepalive(&keepalive);
+}
+
+/// The crypto that every TLS of the process uses; no process-wide default is assumed.
+pub(super) fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+fn connector(upstream: &Upstream) -> Result<(TlsConnector, ServerName<'static>), Fault> {
+    let config = |detail: String| Fault::internal(What::Config, detail);
+    let mut roots = rustls::RootCertStore::empty();
+    let found = rustls_native_certs::load_native_certs();
+    let (taken, _) = roots.add_parsable_certificates(found.certs);
+    if taken == 0 {
+        let why: Vec<String> = found.errors.iter().map(ToString::to_string).collect();
+        return Err(config(format!(
+            "upstream {upstream} is https, but no trusted root certificates were found: install ca-certificates or set SSL_CERT_FILE \
+             ({})",
+            why.join("; ")
+        )));
+    }
+    let mut tls = rustls::ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(|e| config(e.to_string()))?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let name = ServerName::try_from(upstream.host.clone()).map_err(|_| {
+        config(format!(
+            "upstream {upstream}: the host can't be checked against a certificate"
+        ))
+    })?;
+    Ok((TlsConnector::from(Arc::new(tls)), name))
+}
+
+/// A byte stream, plain or TLS; the TLS state is boxed, it takes over a kilobyte.
+pub(super) enum Conn {
+    /// http
+    Plain(TcpStream),
+    /// https
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl AsyncRead for Conn {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Conn::Plain(s) => Pin::new(s).poll_read(cx, buf),
+            Conn::Tls(s) => Pin::new(s).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Conn {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Conn::Plain(s) => Pin::new(s).poll_write(cx, buf),
+            Conn::Tls(s) => Pin::new(s).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Conn::Plain(s) => Pin::new(s).poll_flush(cx),
+            Conn::Tls(s) => Pin::new(s).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Conn::Plain(s) => Pin::new(s).poll_shutdown(cx),
+            Conn::Tls(s) => Pin::new(s).poll_shutdown(cx),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Conn::Plain(s) => Pin::new(s).poll_write_vectored(cx, bufs),
+            Conn::Tls(s) => Pin::new(s).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Conn::Plain(s) => s.is_write_vectored(),
+            Conn::Tls(s) => s.is_write_vectored(),
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read() {
+        let u: Upstream = "http://127.0.0.1:7880".parse().unwrap();
+        assert_eq!(
+            (u.tls(), u.host(), u.port(), u.base()),
+            (false, "127.0.0.1", 7880, "")
+        );
+        assert_eq!(u.authority(), "127.0.0.1:7880");
+        let u: Upstream = "wss://livekit.example/lk/".parse().unwrap();
+        assert_eq!(
+            (u.tls(), u.host(), u.port(), u.base()),
+            (true, "livekit.example", 443, "/lk")
+        );
+        assert_eq!(u.to_string(), "https://livekit.example/lk");
+        let u: Upstream = "http://[::1]:80/".parse().unwrap();
+        assert_eq!(
+            (u.host(), u.port(), u.to_string().as_str()),
+            ("::1", 80, "http://[::1]")
+        );
+    }
+
+    #[test]
+    fn bad_addresses_are_refused_with_the_reason() {
+        for (text, why) in [
+            ("127.0.0.1:7880", "URL"),
+            ("ftp://x", "scheme"),
+            ("/rtc", "no scheme"),
+            ("http://user:secret@x", "user and password"),
+            ("http://x?a=b", "query"),
+            ("http://x:0", "port"),
+            ("http://x:99999", "port"),
+            ("", "URL"),
+        ] {
+            let e = text.parse::<Upstream>().unwrap_err();
+            assert!(e.contains(why), "{text}: {e}");
+            assert!(!e.contains("secret"), "{e}");
+        }
+    }
+}
