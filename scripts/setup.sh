@@ -52,7 +52,6 @@ debian() {
 }
 
 server() {
-  need go "Install Go 1.26 or newer (https://go.dev/dl)."
   local dir=$cache/livekit-server-$livekit_version k
   k=$(key "$root/livekit/go.mod" "$root/livekit/go.sum")
   if [ -x "$dir/livekit-server" ] && [ "$(cat "$dir/key" 2>/dev/null)" = "$k" ]; then
@@ -60,6 +59,7 @@ server() {
   fi
   grep -q "livekit/livekit-server $livekit_version" "$root/livekit/go.mod" ||
     die "livekit/go.mod does not pin livekit-server $livekit_version; change both it and livekit_version in this script."
+  need go "Install Go 1.26 or newer (https://go.dev/dl)."
   say "building livekit-server $livekit_version (about three minutes of CPU)"
   mkdir -p "$dir"
   (cd "$root/livekit" && CGO_ENABLED=0 go build -p "$(jobs_limit)" -o "$dir/livekit-server.new" github.com/livekit/livekit-server/cmd/server)
@@ -79,12 +79,12 @@ video_dir() { printf '%s' "$cache/video-$(printf '%s' "$video_package" | cat - "
 speech_dir() { printf '%s' "$cache/speech-$(key "$root/scripts/speech.py")"; }
 
 python_venv() {
-  need python3.11 "Install CPython 3.11 with venv (Debian 12: apt-get install python3.11 python3.11-venv)."
   local dir
   dir=$(python_dir)
   if [ -e "$dir/complete" ]; then
     return
   fi
+  need python3.11 "Install CPython 3.11 with venv (Debian 12: apt-get install python3.11 python3.11-venv)."
   say "making the Python environment $dir"
   rm -rf "$dir"
   python3.11 -m venv "$dir"
@@ -112,12 +112,12 @@ node_modules() {
 }
 
 go_build() {
-  need go "Install Go 1.26 or newer (https://go.dev/dl)."
   local out
   out=$(go_client)
   if [ -x "$out" ]; then
     return
   fi
+  need go "Install Go 1.26 or newer (https://go.dev/dl)."
   say "building the Go client"
   mkdir -p "$(dirname "$out")"
   (cd "$clients/go" && CGO_ENABLED=0 go build -p "$(jobs_limit)" -o "$out.new" .)

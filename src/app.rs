@@ -6,11 +6,12 @@ use crate::media::{self, Media, MediaEvent, SessionId};
 use crate::signal::{self, By, Closed, Frame, Opened, Opening, Sessions, SignalSession, Verdict};
 use auralink_proto::description::Target;
 use auralink_proto::policy::{Mode, Policy};
+use auralink_proto::relay::Side;
 use auralink_proto::session::{Env, Session, SessionConfig, resumed_sid};
 use auralink_proto::signal as proto;
 use auralink_proto::token;
 use sha2::Digest;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -38,6 +39,9 @@ struct Inner {
     signalling_open: bool,
     open_pcs: u32,
     gone: bool,
+    /// Legs that are up, until the first peer connection has both.
+    legs_up: Vec<(Target, Side)>,
+    joined: bool,
     /// Sockets of server legs that wait for the first description.
     sockets: [Vec<UdpSocket>; 2],
 }
@@ -55,13 +59,11 @@ impl Cell {
     }
 }
 
-/// Counters of the registry since the start.
+/// Sessions opened since the start, by mode.
 #[derive(Debug, Default)]
-pub(crate) struct Totals {
-    pub(crate) opened: AtomicU64,
-    pub(crate) refused: AtomicU64,
-    pub(crate) resumed: AtomicU64,
-    pub(crate) ended: AtomicU64,
+struct Opens {
+    off: AtomicU64,
+    lean: AtomicU64,
 }
 
 /// All sessions.
@@ -73,7 +75,7 @@ pub(crate) struct App {
     salt: [u8; 16],
     next_id: AtomicU64,
     registry: Mutex<Registry>,
-    pub(crate) totals: Totals,
+    opens: Opens,
     runtime: tokio::runtime::Handle,
 }
 
@@ -105,7 +107,7 @@ impl App {
             salt,
             next_id: AtomicU64::new(1),
             registry: Mutex::default(),
-            totals: Totals::default(),
+            opens: Opens::default(),
             runtime,
         }))
     }
@@ -117,6 +119,14 @@ impl App {
     /// Live sessions.
     pub(crate) fn cells(&self) -> Vec<Arc<Cell>> {
         self.registry().all.values().cloned().collect()
+    }
+
+    /// Sessions opened since the start, by mode.
+    pub(crate) fn opened_by_mode(&self) -> BTreeMap<&'static str, u64> {
+        BTreeMap::from([
+            (Mode::Off.name(), self.opens.off.load(Ordering::Relaxed)),
+            (Mode::Lean.name(), self.opens.lean.load(Ordering::Relaxed)),
+        ])
     }
 
     fn identity_hash(&self, identity: &str) -> String {
@@ -155,6 +165,8 @@ impl App {
                 signalling_open: false,
                 open_pcs: 0,
                 gone: false,
+                legs_up: Vec::new(),
+                joined: false,
                 sockets: [Vec::new(), Vec::new()],
             }),
         })
@@ -201,6 +213,7 @@ impl App {
                     metrics::histogram!("auralink_leg_setup_seconds", "side" => side.name())
                         .record(took.as_secs_f64());
                     tracing::debug!(session, ?target, side = side.name(), ?took, "leg is up");
+                    self.leg_up(session, target, side);
                 }
                 MediaEvent::Closed {
                     session,
@@ -218,6 +231,22 @@ impl App {
                     self.pc_closed(session, target);
                 }
             }
+        }
+    }
+
+    fn leg_up(&self, session: SessionId, target: Target, side: Side) {
+        let Some(cell) = self.registry().all.get(&session).cloned() else {
+            return;
+        };
+        let mut inner = cell.lock();
+        if inner.joined {
+            return;
+        }
+        inner.legs_up.push((target, side));
+        if inner.legs_up.contains(&(target, side.other())) {
+            inner.joined = true;
+            metrics::histogram!("auralink_join_seconds")
+                .record(cell.opened.elapsed().as_secs_f64());
         }
     }
 
@@ -249,7 +278,6 @@ impl App {
         let mut registry = self.registry();
         registry.all.remove(&cell.id);
         registry.by_sid.retain(|_, other| other.id != cell.id);
-        self.totals.ended.fetch_add(1, Ordering::Relaxed);
         tracing::info!(session = %cell.name, age = ?cell.opened.elapsed(), "session ended");
     }
 
@@ -385,11 +413,13 @@ impl SignalSession for Signal {
             .registry()
             .all
             .insert(self.cell.id, self.cell.clone());
-        let totals = &self.app.totals;
-        if known.is_some() {
-            totals.resumed.fetch_add(1, Ordering::Relaxed);
-        } else {
-            totals.opened.fetch_add(1, Ordering::Relaxed);
+        if known.is_none() {
+            let opens = &self.app.opens;
+            match self.cell.policy.mode {
+                Mode::Off => &opens.off,
+                Mode::Lean => &opens.lean,
+            }
+            .fetch_add(1, Ordering::Relaxed);
         }
         tracing::info!(
             session = %self.cell.name,
@@ -403,7 +433,6 @@ impl SignalSession for Signal {
     }
 
     fn refused(&mut self, status: u16) {
-        self.app.totals.refused.fetch_add(1, Ordering::Relaxed);
         tracing::info!(session = %self.cell.name, status, "the server refused the session");
     }
 

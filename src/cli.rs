@@ -10,6 +10,9 @@ use std::process::ExitCode;
 const RUN_FAILED: u8 = 1;
 const BAD_CONFIG: u8 = 2;
 
+/// Signalling is a few messages a second for each participant.
+const CONTROL_THREADS: usize = 2;
+
 /// A media proxy in front of an unmodified LiveKit server that saves bandwidth.
 #[derive(Parser)]
 #[command(version, max_term_width = 100)]
@@ -60,7 +63,19 @@ pub(crate) fn main() -> ExitCode {
     }
     let settings = loaded.settings;
     auralink::logging::init(&settings.log);
-    match auralink::run(settings, &args.config) {
+    // Signalling and the admin pages; media has threads of its own.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(CONTROL_THREADS)
+        .thread_name("control")
+        .enable_all()
+        .build();
+    let result = match runtime {
+        Ok(runtime) => runtime
+            .block_on(auralink::run(settings, &args.config))
+            .map_err(|fault| fault.to_string()),
+        Err(error) => Err(format!("no threads for signalling: {error}")),
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "auralink: {error}");

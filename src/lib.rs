@@ -2,31 +2,42 @@
 //!
 //! [`run`] wires the parts together and takes them down again; docs/ARCHITECTURE.md is the map.
 
+pub mod admin;
 mod app;
 pub mod config;
 pub mod fault;
+pub mod logging;
 pub mod media;
+mod overview;
 pub mod signal;
 
+use crate::admin::{Admin, Rooms};
 use crate::app::{App, Door};
 use crate::config::{Live, Settings};
 use crate::fault::{Fault, What};
 use crate::media::{Media, MediaConfig};
+use crate::overview::Overview;
 use crate::signal::Drain;
 use auralink_proto::dtls::Identity;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 /// Runs the sidecar until SIGTERM or SIGINT, then drains it.
 ///
 /// # Errors
 /// What kept it from starting: a port in use, a certificate that cannot be read.
 pub async fn run(settings: Settings, path: &Path) -> Result<(), Fault> {
+    let cannot = |error: std::io::Error| Fault::internal(What::Config, error.to_string());
+    let recorder = admin::metrics::install()
+        .map_err(|error| Fault::internal(What::Defect, "no metrics").because(error))?;
     let live = Live::new(settings, path);
     let settings = live.load();
     let identity = Identity::generate()
         .map_err(|error| Fault::internal(What::Config, "no DTLS certificate").because(error))?;
     let bound = signal::bind(signal_config(&settings)?).await?;
+    let admin_bound = admin::bind(settings.admin.listen).await.map_err(cannot)?;
     let (events, events_from_media) = tokio::sync::mpsc::unbounded_channel();
     let media = Media::start(
         MediaConfig {
@@ -40,7 +51,7 @@ pub async fn run(settings: Settings, path: &Path) -> Result<(), Fault> {
         events,
     )
     .map(Arc::new)
-    .map_err(|error| Fault::internal(What::Config, error.to_string()))?;
+    .map_err(cannot)?;
     let runtime = tokio::runtime::Handle::current();
     let app = App::new(
         media.clone(),
@@ -58,6 +69,23 @@ pub async fn run(settings: Settings, path: &Path) -> Result<(), Fault> {
             reloaded.policy_changed();
         }
     });
+    let overview = Arc::new(Overview {
+        app: app.clone(),
+        media: media.clone(),
+        live: live.clone(),
+        started: Instant::now(),
+        draining: AtomicBool::new(false),
+        upstream_answers: AtomicBool::new(false),
+    });
+    let rooms = Rooms::new(settings.metrics.rooms);
+    tokio::spawn(overview.clone().meter(rooms.clone()));
+    tokio::spawn(overview.clone().probe());
+    let admin = Admin {
+        source: overview.clone(),
+        metrics: recorder,
+        rooms,
+    };
+    tokio::spawn(admin::serve(admin_bound, Arc::new(admin)));
     let (drain, draining) = tokio::sync::watch::channel(Drain::Running);
     tracing::info!(
         listen = %bound.local_addr(),
@@ -69,6 +97,7 @@ pub async fn run(settings: Settings, path: &Path) -> Result<(), Fault> {
     shutdown_signal().await?;
     let grace = live.load().session.drain_grace;
     tracing::info!(?grace, "draining: no new sessions");
+    overview.draining.store(true, Ordering::Relaxed);
     drain.send_replace(Drain::Draining);
     let until = tokio::time::Instant::now() + grace;
     while !app.cells().is_empty() && tokio::time::Instant::now() < until {

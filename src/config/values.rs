@@ -120,7 +120,7 @@ pub(super) fn bitrate(range: RangeInclusive<u32>) -> impl Fn(&Node) -> Parsed<u3
         let units = [("", 1), ("k", 1_000), ("M", 1_000_000)];
         let range = u64::from(*range.start())..=u64::from(*range.end());
         let like = "bits a second like 12k or 2M";
-        let value = measured(node, &units, &range, like, |n| show_bitrate(n))?;
+        let value = measured(node, &units, &range, like, show_bitrate)?;
         u32::try_from(value).map_err(|e| e.to_string())
     }
 }

@@ -148,6 +148,10 @@ pub struct Snapshot {
     pub counters: WorkerCounters,
     /// Live peer connections.
     pub pcs: Vec<PcSnapshot>,
+    /// What peer connections that have ended carried, client to server.
+    pub ended_up: FlowStats,
+    /// And server to client.
+    pub ended_down: FlowStats,
 }
 
 struct Worker {

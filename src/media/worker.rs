@@ -12,6 +12,7 @@ use arc_swap::ArcSwap;
 use auralink_proto::aic::ntp_middle;
 use auralink_proto::description::{PcDescription, Target};
 use auralink_proto::dtls::Identity;
+use auralink_proto::flow::FlowStats;
 use auralink_proto::packet::{Kind, classify};
 use auralink_proto::relay::{Now, Relay, RelayEvent, Scratch, Side, Transmit};
 use auralink_proto::stun::{Path, addressed_ufrag};
@@ -142,6 +143,8 @@ struct State {
     scratch: Scratch,
     setup: Setup,
     next_snapshot: Instant,
+    /// What peer connections that have ended carried: up, down.
+    ended: [FlowStats; 2],
 }
 
 pub(super) fn spawn(mut setup: Setup) -> io::Result<(Arc<Waker>, JoinHandle<()>)> {
@@ -169,6 +172,7 @@ pub(super) fn spawn(mut setup: Setup) -> io::Result<(Arc<Waker>, JoinHandle<()>)
         scratch: Scratch::default(),
         setup,
         next_snapshot: Instant::now() + SNAPSHOT_EVERY,
+        ended: [FlowStats::default(); 2],
     };
     for (local, socket) in sockets {
         state.add_socket(Owner::Clients, local, socket)?;
@@ -183,9 +187,10 @@ fn now() -> Now {
     let ntp = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, ntp_middle);
-    #[allow(clippy::disallowed_methods)]
-    let instant = Instant::now();
-    Now { instant, ntp }
+    Now {
+        instant: Instant::now(),
+        ntp,
+    }
 }
 
 impl State {
@@ -299,6 +304,14 @@ impl State {
                 for datagram in buffer[..meta.len].chunks(stride) {
                     self.datagram(now, owner, path, datagram);
                 }
+            }
+            // The socket was empty then; what came since has raised a new event (epoll is
+            // edge-triggered here), so there is no need to be told so by a second system call.
+            if count < BATCH_SIZE {
+                if let Some(socket) = self.out.sockets.get_mut(key) {
+                    socket.queued = false;
+                }
+                return;
             }
         }
         self.ready.push_back(key);
@@ -537,6 +550,8 @@ impl State {
             return;
         };
         self.by_session.remove(&(pc.session, pc.relay.target()));
+        self.ended[0] += pc.relay.flow_from(Side::Client).stats;
+        self.ended[1] += pc.relay.flow_from(Side::Server).stats;
         for ufrag in &pc.ufrags {
             if self.by_ufrag.get(ufrag) == Some(&key) {
                 self.by_ufrag.remove(ufrag);
@@ -663,6 +678,8 @@ impl State {
         self.setup.snapshot.store(Arc::new(Snapshot {
             counters: self.out.counters,
             pcs,
+            ended_up: self.ended[0],
+            ended_down: self.ended[1],
         }));
     }
 

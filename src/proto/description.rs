@@ -56,6 +56,9 @@ pub struct LegDescription {
     pub remote_candidates: Vec<String>,
     /// The peer said `a=ice-lite`.
     pub remote_lite: bool,
+    /// Prefer the SRTP profile with the 10-byte tag (AES_CM_128_HMAC_SHA1_80) to the one with 16
+    /// bytes (AEAD_AES_128_GCM): 6 bytes a packet are 5 % of lean audio.
+    pub short_tags: bool,
     /// We are the controlling agent (RFC 8445 section 6.1.1). Never on the client leg.
     pub controlling: bool,
 }

@@ -39,8 +39,9 @@ impl DtlsError {
 /// The process's certificate and the handshake settings made from it, shared by all legs.
 #[derive(Clone)]
 pub struct Identity {
-    client: Arc<HandshakeConfig>,
-    server: Arc<HandshakeConfig>,
+    /// By role, then by whether short tags are preferred.
+    client: [Arc<HandshakeConfig>; 2],
+    server: [Arc<HandshakeConfig>; 2],
     provider: Arc<dyn RTCCryptoProvider>,
     fingerprint: String,
 }
@@ -60,14 +61,18 @@ impl Identity {
             .first()
             .ok_or_else(|| DtlsError("no certificate was made".to_owned()))?;
         let fingerprint = format!("sha-256 {}", hex_colons(&sha2::Sha256::digest(der)));
-        let build = |is_client: bool| {
+        let build = |is_client: bool, short_tags: bool| {
+            let mut profiles = vec![
+                SrtpProtectionProfile::Srtp_Aead_Aes_128_Gcm,
+                SrtpProtectionProfile::Srtp_Aes128_Cm_Hmac_Sha1_80,
+            ];
+            if short_tags {
+                profiles.reverse();
+            }
             ConfigBuilder::default()
                 .with_crypto_provider(provider.clone())
                 .with_certificates(vec![certificate.clone()])
-                .with_srtp_protection_profiles(vec![
-                    SrtpProtectionProfile::Srtp_Aead_Aes_128_Gcm,
-                    SrtpProtectionProfile::Srtp_Aes128_Cm_Hmac_Sha1_80,
-                ])
+                .with_srtp_protection_profiles(profiles)
                 .with_client_auth(ClientAuthType::RequireAnyClientCert)
                 .with_extended_master_secret(ExtendedMasterSecretType::Require)
                 .with_flight_interval(FLIGHT_INTERVAL)
@@ -79,8 +84,8 @@ impl Identity {
                 .map_err(DtlsError::new)
         };
         Ok(Self {
-            client: build(true)?,
-            server: build(false)?,
+            client: [build(true, false)?, build(true, true)?],
+            server: [build(false, false)?, build(false, true)?],
             provider,
             fingerprint,
         })
@@ -139,16 +144,23 @@ pub struct Dtls {
 
 impl Dtls {
     /// Starts an association: as a client the ClientHello is ready to be taken from
-    /// [`Dtls::poll_transmit`], as a server the peer's is awaited.
+    /// [`Dtls::poll_transmit`], as a server the peer's is awaited. `short_tags` puts the SRTP profile
+    /// with the 10-byte tag first.
     ///
     /// # Errors
     /// When the handshake cannot start.
-    pub fn new(now: Instant, role: DtlsRole, identity: &Identity) -> Result<Self, DtlsError> {
-        let server = matches!(role, DtlsRole::Server).then(|| identity.server.clone());
+    pub fn new(
+        now: Instant,
+        role: DtlsRole,
+        identity: &Identity,
+        short_tags: bool,
+    ) -> Result<Self, DtlsError> {
+        let order = usize::from(short_tags);
+        let server = matches!(role, DtlsRole::Server).then(|| identity.server[order].clone());
         let mut endpoint = Endpoint::new(PEER, TransportProtocol::UDP, server);
         if matches!(role, DtlsRole::Client) {
             endpoint
-                .connect(now, PEER, identity.client.clone(), None)
+                .connect(now, PEER, identity.client[order].clone(), None)
                 .map_err(DtlsError::new)?;
         }
         Ok(Self {

@@ -52,6 +52,21 @@ pub struct FlowStats {
     pub dropped_unsent: u64,
 }
 
+impl std::ops::AddAssign for FlowStats {
+    fn add_assign(&mut self, other: Self) {
+        self.rtp_packets += other.rtp_packets;
+        self.rtcp_packets += other.rtcp_packets;
+        self.data_packets += other.data_packets;
+        self.bytes += other.bytes;
+        self.native_bytes += other.native_bytes;
+        self.shed_packets += other.shed_packets;
+        self.wrapped_packets += other.wrapped_packets;
+        self.dropped_unauthentic += other.dropped_unauthentic;
+        self.dropped_early += other.dropped_early;
+        self.dropped_unsent += other.dropped_unsent;
+    }
+}
+
 #[derive(Debug, Default)]
 struct Stream {
     /// Index into the rules; `None`: no rule, passes untouched.

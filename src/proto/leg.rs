@@ -116,6 +116,7 @@ pub struct Leg {
     path: Option<Path>,
     dtls: Option<Dtls>,
     role: Option<DtlsRole>,
+    short_tags: bool,
     fingerprint: Option<Fingerprint>,
     handshake_done: bool,
     srtp: Option<Srtp>,
@@ -158,6 +159,7 @@ impl Leg {
             path: None,
             dtls: None,
             role: None,
+            short_tags: false,
             fingerprint: None,
             handshake_done: false,
             srtp: None,
@@ -219,6 +221,7 @@ impl Leg {
         if self.role.is_none() {
             self.role = description.dtls;
         }
+        self.short_tags = description.short_tags;
         self.advance(now);
     }
 
@@ -373,7 +376,7 @@ impl Leg {
             && self.path.is_some()
             && let Some(role) = self.role
         {
-            match Dtls::new(now, role, &self.identity) {
+            match Dtls::new(now, role, &self.identity, self.short_tags) {
                 Ok(dtls) => self.dtls = Some(dtls),
                 Err(error) => return self.finish(CloseReason::Handshake(error.to_string())),
             }

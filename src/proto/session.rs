@@ -55,7 +55,7 @@ struct Pc {
     from_client: Vec<Media>,
     from_server: Vec<Media>,
     /// What the server last wrote, whole: a `sync_state` must say what it really said.
-    server_sdp: String,
+    server_text: String,
     steered: Vec<MediaSteer>,
     track_sids: HashMap<String, String>,
     changed: bool,
@@ -250,8 +250,9 @@ impl Session {
         if self.pcs[at].is_none() {
             let addresses = env.bind_server_leg(target)?;
             let prefix = self.config.ufrag_prefix.clone();
-            let leg = |local| LegDescription {
+            let leg = |local, short_tags| LegDescription {
                 local,
+                short_tags,
                 remote: None,
                 fingerprint: None,
                 dtls: None,
@@ -259,8 +260,10 @@ impl Session {
                 remote_lite: false,
                 controlling: false,
             };
-            let client = leg(self.creds(env, &prefix));
-            let mut server = leg(self.creds(env, ""));
+            // The client's wire is the one that costs.
+            let lean = self.config.policy.mode != Mode::Off;
+            let client = leg(self.creds(env, &prefix), lean);
+            let mut server = leg(self.creds(env, ""), false);
             // The offerer controls (RFC 8445 section 6.1.1), and towards LiveKit we stand in for
             // the client.
             server.controlling = target == Target::Publisher;
@@ -273,7 +276,7 @@ impl Session {
                     .collect(),
                 from_client: Vec::new(),
                 from_server: Vec::new(),
-                server_sdp: String::new(),
+                server_text: String::new(),
                 steered: Vec::new(),
                 track_sids: HashMap::new(),
                 changed: false,
@@ -283,7 +286,7 @@ impl Session {
     }
 
     /// An SDP of the client's, on its way to the server.
-    fn from_client(
+    fn client_sdp(
         &mut self,
         env: &mut dyn Env,
         target: Target,
@@ -332,7 +335,7 @@ impl Session {
     }
 
     /// An SDP of the server's, on its way to the client.
-    fn from_server(
+    fn server_sdp(
         &mut self,
         env: &mut dyn Env,
         target: Target,
@@ -368,7 +371,7 @@ impl Session {
             pc.client.dtls = Some(client);
         }
         pc.from_server = sdp.media().to_vec();
-        text.clone_into(&mut pc.server_sdp);
+        text.clone_into(&mut pc.server_text);
         pc.track_sids.extend(mids.iter().cloned());
         pc.changed = true;
         let mut extmaps = Vec::new();
@@ -540,11 +543,11 @@ impl RequestVisitor for Visit<'_> {
         match slot {
             SdpSlot::Offer => self
                 .session
-                .from_client(self.env, Target::Publisher, sdp, true)
+                .client_sdp(self.env, Target::Publisher, sdp, true)
                 .map(Some),
             SdpSlot::Answer => self
                 .session
-                .from_client(self.env, Target::Subscriber, sdp, false)
+                .client_sdp(self.env, Target::Subscriber, sdp, false)
                 .map(Some),
             SdpSlot::SyncOffer | SdpSlot::SyncAnswer => Ok(self.session.sync_sdp(slot, sdp)),
         }
@@ -578,7 +581,7 @@ impl Session {
         .as_ref()?;
         let from_server = dual == (slot == SdpSlot::SyncOffer);
         if from_server {
-            return Some(pc.server_sdp.clone());
+            return Some(pc.server_text.clone());
         }
         Some(rewrite(
             &sdp,
@@ -611,7 +614,7 @@ impl ResponseVisitor for Visit<'_> {
             SdpSlot::Answer | SdpSlot::SyncAnswer => (Target::Publisher, false),
         };
         self.session
-            .from_server(self.env, target, sdp, is_offer, mids)
+            .server_sdp(self.env, target, sdp, is_offer, mids)
             .map(Some)
     }
 

@@ -50,10 +50,12 @@ impl Tracks {
     }
 }
 
-fn is_stereo(media: &Media) -> bool {
+/// Whether Opus `key` is 1: `stereo` says what its writer wants to receive, `sprop-stereo` what it
+/// will send (RFC 7587 section 6.1). libwebrtc writes `stereo=1` whatever it sends.
+fn opus_says(media: &Media, key: &str) -> bool {
     media
         .codec("opus")
-        .is_some_and(|opus| opus.fmtp_value("stereo") == Some("1"))
+        .is_some_and(|opus| opus.fmtp_value(key) == Some("1"))
 }
 
 /// How the answer to a client's offer is changed on its way, per m-section.
@@ -90,8 +92,8 @@ fn steer_audio(
     // Music and what it may be stays as its publisher wants it.
     if track.stereo
         || track.source == SOURCE_SCREEN_SHARE_AUDIO
-        || is_stereo(offered)
-        || is_stereo(answered)
+        || opus_says(offered, "sprop-stereo")
+        || opus_says(answered, "stereo")
     {
         return None;
     }
@@ -192,7 +194,7 @@ pub(crate) fn down_rules(
             let speech = track.is_some_and(|track| {
                 !track.stereo && !track.encrypted && track.source != SOURCE_SCREEN_SHARE_AUDIO
             });
-            let sheds = speech && policy.audio.red != RedPolicy::Keep && !is_stereo(media);
+            let sheds = speech && policy.audio.red != RedPolicy::Keep && !opus_says(media, "sprop-stereo");
             let answered = client.iter().find(|client| client.mid == media.mid);
             let rule = TrackRule {
                 ssrcs: media.ssrcs.clone(),

@@ -299,10 +299,13 @@ fn rewrite(
     }
     let length = target.len();
     *request.uri_mut() = Uri::try_from(target).map_err(|e| {
-        Fault::client(
-            What::QueryTooLarge,
-            format!("the upstream's request target of {length} bytes can't be sent ({e})"),
-        )
+        // The `http` crate's own limit, which base path or rewriting may have gone over.
+        if length >= usize::from(u16::MAX) {
+            let detail = format!("the upstream's request target would be {length} bytes long");
+            Fault::client(What::QueryTooLarge, detail)
+        } else {
+            Fault::internal(What::Defect, "the rewritten query is no part of a URL").because(e)
+        }
     })?;
     *request.version_mut() = Version::HTTP_11;
     let h = request.headers_mut();

@@ -42,6 +42,8 @@ pub(super) type Body = Either<Incoming, Full<Bytes>>;
 const REQUEST_LINE: usize = 1 << 10;
 /// hyper refuses a smaller buffer.
 const MIN_BUFFER: usize = 8 << 10;
+/// For requests that are being answered when the sidecar leaves; then they break off, and [`serve`] returns in any case.
+const LEAVE_WAIT: Duration = Duration::from_secs(5);
 /// After a failed accept (no file descriptors left): a pause instead of a busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -50,7 +52,7 @@ pub struct Bound {
     listener: TcpListener,
     local: SocketAddr,
     tls: Option<TlsAcceptor>,
-    dialer: Dialer,
+    pub(super) dialer: Dialer,
     limits: Limits,
 }
 
@@ -256,7 +258,10 @@ where
         result = &mut connection => result,
         () = leaving(&mut drain) => {
             connection.as_mut().graceful_shutdown();
-            connection.await
+            match timeout(LEAVE_WAIT, connection).await {
+                Ok(result) => result,
+                Err(_) => return,
+            }
         }
     };
     if let Err(e) = result

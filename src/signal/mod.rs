@@ -10,6 +10,8 @@
 mod forward;
 mod frame;
 mod http;
+#[cfg(test)]
+mod tests;
 mod upstream;
 mod ws;
 
@@ -210,7 +212,8 @@ pub enum Drain {
     Running,
     /// New upgrades get 503; what runs, runs on; plain requests still pass.
     Draining,
-    /// Clients are told to leave, everything is closed, [`serve`] returns when all is.
+    /// Clients are told to leave, everything is closed; [`serve`] returns when all is, within some 10 s even if a peer does
+    /// not play along.
     Leaving,
 }
 

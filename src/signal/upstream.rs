@@ -82,19 +82,24 @@ impl FromStr for Upstream {
         if authority.as_str().contains('@') {
             return Err(format!("user and password do not belong here: {WANTED}"));
         }
-        if uri.query().is_some() {
-            return Err(format!("a query does not belong here: {WANTED}"));
+        if uri.query().is_some() || text.contains('#') {
+            return Err(format!(
+                "a query or a fragment does not belong here: {WANTED}"
+            ));
         }
         let default = if tls { 443 } else { 80 };
-        let port = match authority.port() {
-            Some(_) => authority
-                .port_u16()
-                .filter(|p| *p != 0)
-                .ok_or_else(|| format!("not a port from 1 to 65535: {WANTED}"))?,
-            None if authority.as_str().ends_with(':') => {
-                return Err(format!("no port after the colon: {WANTED}"));
-            }
+        // Read here: `Authority::port` takes a number over 65535 for no port at all.
+        let written = authority
+            .as_str()
+            .get(authority.host().len()..)
+            .unwrap_or("");
+        let port = match written.strip_prefix(':') {
             None => default,
+            Some(digits) => digits
+                .parse::<u16>()
+                .ok()
+                .filter(|port| *port != 0)
+                .ok_or_else(|| format!("{digits:?} is not a port from 1 to 65535: {WANTED}"))?,
         };
         let host = authority.host();
         if host.is_empty() {
@@ -136,11 +141,23 @@ pub(super) struct Dialer {
 impl Dialer {
     /// Reads the system's trusted roots if the upstream is https (SSL_CERT_FILE and SSL_CERT_DIR name others).
     pub(super) fn new(upstream: Upstream) -> Result<Dialer, Fault> {
-        let tls = if upstream.tls {
-            Some(connector(&upstream)?)
+        if upstream.tls {
+            let roots = native_roots(&upstream)?;
+            Dialer::trusting(upstream, roots)
         } else {
-            None
-        };
+            Ok(Dialer {
+                upstream,
+                tls: None,
+            })
+        }
+    }
+
+    /// For an https upstream whose certificate one of `roots` has signed.
+    pub(super) fn trusting(
+        upstream: Upstream,
+        roots: rustls::RootCertStore,
+    ) -> Result<Dialer, Fault> {
+        let tls = Some(connector(&upstream, roots)?);
         Ok(Dialer { upstream, tls })
     }
 
@@ -195,19 +212,29 @@ pub(super) fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
-fn connector(upstream: &Upstream) -> Result<(TlsConnector, ServerName<'static>), Fault> {
-    let config = |detail: String| Fault::internal(What::Config, detail);
+fn native_roots(upstream: &Upstream) -> Result<rustls::RootCertStore, Fault> {
     let mut roots = rustls::RootCertStore::empty();
     let found = rustls_native_certs::load_native_certs();
     let (taken, _) = roots.add_parsable_certificates(found.certs);
     if taken == 0 {
         let why: Vec<String> = found.errors.iter().map(ToString::to_string).collect();
-        return Err(config(format!(
-            "upstream {upstream} is https, but no trusted root certificates were found: install ca-certificates or set SSL_CERT_FILE \
-             ({})",
-            why.join("; ")
-        )));
+        return Err(Fault::internal(
+            What::Config,
+            format!(
+                "upstream {upstream} is https, but no trusted root certificates were found: install ca-certificates or set \
+                 SSL_CERT_FILE ({})",
+                why.join("; ")
+            ),
+        ));
     }
+    Ok(roots)
+}
+
+fn connector(
+    upstream: &Upstream,
+    roots: rustls::RootCertStore,
+) -> Result<(TlsConnector, ServerName<'static>), Fault> {
+    let config = |detail: String| Fault::internal(What::Config, detail);
     let mut tls = rustls::ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .map_err(|e| config(e.to_string()))?
@@ -317,13 +344,16 @@ mod tests {
     #[test]
     fn bad_addresses_are_refused_with_the_reason() {
         for (text, why) in [
-            ("127.0.0.1:7880", "URL"),
+            ("127.0.0.1:7880", "no scheme"),
             ("ftp://x", "scheme"),
             ("/rtc", "no scheme"),
             ("http://user:secret@x", "user and password"),
             ("http://x?a=b", "query"),
+            ("http://x/#a", "fragment"),
             ("http://x:0", "port"),
             ("http://x:99999", "port"),
+            ("http://x:", "port"),
+            ("http://[::1]:0", "port"),
             ("", "URL"),
         ] {
             let e = text.parse::<Upstream>().unwrap_err();

@@ -18,6 +18,7 @@ const video = new Map();
 const data = new Map();
 const owners = new Map();
 const stops = new Map();
+const current = new Map();
 const remotes = new Set();
 const report = {
   client: o.client, identity: o.identity, connect_ms: null, audio: [], video: [], data: [], ice: [], remote_candidates: [],
@@ -78,8 +79,8 @@ room
     if (!data.has(from)) data.set(from, new DataLog(from));
     data.get(from).add(payload);
   })
-  .on(RoomEvent.TrackUnsubscribed, (track) => {
-    stops.get(track)?.();
+  .on(RoomEvent.TrackUnsubscribed, (track, publication, participant) => {
+    if (track.kind === Track.Kind.Audio && current.get(participant.identity) === track) stops.get(participant.identity)?.();
     track.detach().forEach((element) => element.remove());
   })
   .on(RoomEvent.TrackSubscribed, (track, publication, participant) => {
@@ -100,7 +101,9 @@ function receiveAudio(track, peer) {
   const source = context.createMediaStreamSource(new MediaStream([track.mediaStreamTrack]));
   source.connect(recorder);
   // A full reconnect brings a new track of the same peer; the old one must not go on adding silence.
-  stops.set(track, () => source.disconnect());
+  current.set(peer, track);
+  stops.get(peer)?.();
+  stops.set(peer, () => source.disconnect());
 }
 
 function receiveVideo(track, peer) {

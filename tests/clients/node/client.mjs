@@ -26,7 +26,7 @@ const room = new rtc.Room();
 const audio = new Map();
 const video = new Map();
 const data = new Map();
-const owners = new Map();
+const current = new Map();
 const remotes = new Set();
 const report = {
   client: 'node', identity: o.identity, connect_ms: null, audio: [], video: [], data: [], ice: [], remote_candidates: [],
@@ -60,7 +60,8 @@ room
     data.get(from).add(payload);
   })
   .on('trackSubscribed', (track, publication, participant) => {
-    owners.set(track.sid, participant.identity);
+    // A peer that reconnects in full brings new tracks; the streams of its old ones go on with silence.
+    current.set(`${participant.identity} ${track.kind}`, track);
     const receive = track.kind === rtc.TrackKind.KIND_AUDIO ? receiveAudio : receiveVideo;
     receive(track, participant.identity).catch(fail('receiving'));
   });
@@ -68,13 +69,17 @@ room
 async function receiveAudio(track, peer) {
   if (!audio.has(peer)) audio.set(peer, []);
   const blocks = audio.get(peer);
-  for await (const frame of new rtc.AudioStream(track, RATE, o.stereo ? 2 : 1)) blocks.push(frame.data.slice());
+  for await (const frame of new rtc.AudioStream(track, RATE, o.stereo ? 2 : 1)) {
+    if (current.get(`${peer} ${track.kind}`) !== track) break;
+    blocks.push(frame.data.slice());
+  }
 }
 
 async function receiveVideo(track, peer) {
   if (!video.has(peer)) video.set(peer, { from: peer, frames: 0, width: 0, height: 0, codec: null, numbered: 0, y4m: null, ids: new Set() });
   const seen = video.get(peer);
   for await (const { frame } of new rtc.VideoStream(track)) {
+    if (current.get(`${peer} ${track.kind}`) !== track) break;
     seen.frames++;
     if (frame.width * frame.height >= seen.width * seen.height) [seen.width, seen.height] = [frame.width, frame.height];
     // Only the luma plane of I420 is needed to read the number.

@@ -54,6 +54,7 @@ class Client:
         self.data: dict[str, common.DataLog] = {}
         self.peers: set[str] = set()
         self.tracks: list[tuple] = []
+        self.current: dict[tuple, str] = {}
         self.ssrc_owner: dict[int, str] = {}
         self.remote_candidates: set[str] = set()
         self.ice: list[dict] = []
@@ -104,6 +105,8 @@ class Client:
 
     def on_track(self, track, publication, participant) -> None:
         self.tracks.append((track, participant.identity))
+        # A peer that reconnects in full brings new tracks; the streams of its old ones go on with silence.
+        self.current[(participant.identity, track.kind)] = track.sid
         receive = self.receive_audio if track.kind == rtc.TrackKind.KIND_AUDIO else self.receive_video
         self.tasks.append(asyncio.create_task(self.guard(receive(track, participant.identity))))
 
@@ -121,19 +124,24 @@ class Client:
 
     async def receive_audio(self, track, peer: str) -> None:
         channels = 2 if self.args.stereo else 1
-        blocks = self.audio.setdefault(peer, [])
+        blocks, sid = self.audio.setdefault(peer, []), track.sid
         stream = rtc.AudioStream.from_track(track=track, sample_rate=common.RATE, num_channels=channels)
         try:
             async for event in stream:
+                if self.current[(peer, track.kind)] != sid:
+                    break
                 blocks.append(np.frombuffer(event.frame.data, np.int16).reshape(-1, channels).copy())
         finally:
             await stream.aclose()
 
     async def receive_video(self, track, peer: str) -> None:
+        sid = track.sid
         seen = self.video.setdefault(peer, {"frames": 0, "width": 0, "height": 0, "ids": set(), "file": None})
         stream = rtc.VideoStream.from_track(track=track, format=rtc.VideoBufferType.I420)
         try:
             async for event in stream:
+                if self.current[(peer, track.kind)] != sid:
+                    break
                 frame = event.frame
                 seen["frames"] += 1
                 # The largest layer that arrived: the first frames of a simulcast track are often a lower one.

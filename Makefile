@@ -1,0 +1,68 @@
+# Thin: every target is a line or two over cargo and scripts/. What is slow to make is kept in CACHE, outside the tree.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+
+export XDG_CACHE_HOME ?= $(HOME)/.cache
+CACHE := $(XDG_CACHE_HOME)/auralink
+# A fresh checkout finds the builds of the one before.
+export CARGO_TARGET_DIR ?= $(CACHE)/target
+AURALINK := $(CARGO_TARGET_DIR)/release/auralink
+# The tests' Python; there once `make setup` has run.
+PYTHON = $$(scripts/setup.sh --env | sed -n 's/^AURALINK_PYTHON=//p')
+CARGO_FUZZ := $(CACHE)/tools/bin/cargo-fuzz
+FUZZ_SECONDS ?= 120
+# Each test of tests/livekit is a whole call with several processes: more at a time would measure the machine.
+export RUST_TEST_THREADS ?= 2
+
+.PHONY: help setup build test lint licences demo measure bench fuzz clean tools
+
+help: ## what the targets are
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
+
+tools:
+	@command -v cargo >/dev/null || { echo 'cargo is missing: install rustup (https://rustup.rs); rust-toolchain.toml picks the version' >&2; exit 1; }
+
+setup: ## LiveKit server, clients, speech and video for tests and demo, into the cache
+	@scripts/setup.sh all >/dev/null
+
+build: tools ## the release binary
+	cargo build --release --locked
+	@echo $(AURALINK)
+
+test: setup lint ## everything that has to hold: format, lints, licences, tests against the real server
+	cargo test --workspace --locked --no-fail-fast
+
+lint: tools licences ## rustfmt, clippy with warnings denied, licences
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+licences: tools ## licences, sources and yanked versions of the dependencies (deny.toml)
+	@python=$(PYTHON); "$${python:-python3.11}" scripts/licences.py
+
+demo: setup build ## two clients talk through AuraLink, off and lean; BROWSER=1: in Chromium
+	@"$(PYTHON)" scripts/demo.py --auralink $(AURALINK) $(if $(BROWSER),--browser)
+
+measure: setup build ## join time, latency, CPU, memory, participants: the figures of docs/benchmarks.md; ONLY=join,latency,...
+	@"$(PYTHON)" scripts/measure.py --auralink $(AURALINK) $(if $(ONLY),--only $(ONLY))
+
+bench: tools ## the relay by stage
+	cargo bench --workspace --locked
+
+fuzz: $(CARGO_FUZZ) ## every fuzz target for FUZZ_SECONDS, from the seeds in fuzz/seeds
+	for target in $$(cd fuzz && cargo +nightly fuzz list); do \
+		mkdir -p fuzz/corpus-grown/$$target; \
+		echo "fuzz: $$target for $(FUZZ_SECONDS) s"; \
+		cargo +nightly fuzz run $$target fuzz/corpus-grown/$$target fuzz/seeds/$$target -- -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1; \
+	done
+
+$(CARGO_FUZZ): | tools
+	@rustup toolchain list | grep -q nightly || { echo 'the nightly toolchain is missing: rustup toolchain install nightly' >&2; exit 1; }
+	cargo install cargo-fuzz --locked --root $(CACHE)/tools
+
+# cargo finds `cargo fuzz` by PATH.
+fuzz: export PATH := $(CACHE)/tools/bin:$(PATH)
+
+clean: ## what cargo built; `make setup`'s downloads stay
+	rm -rf $(CACHE)/target

@@ -1,0 +1,272 @@
+//! What the admin side shows of a running sidecar: sessions of the registry joined with the
+//! snapshots of the media workers.
+
+use crate::admin::status::{
+    Check, CheckState, LegStatus, PcStatus, Readiness, SessionStatus, Signalling, Status, Totals,
+    Traffic, WorkerStatus, client_name, mask,
+};
+use crate::admin::{RoomMeter, Rooms, StatusSource};
+use crate::app::App;
+use crate::config::Live;
+use crate::media::{LegSnapshot, Media, SessionId, Snapshot};
+use auralink_proto::description::Target;
+use auralink_proto::flow::FlowStats;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// How often rooms are metered: as often as workers publish.
+const METER_EVERY: Duration = Duration::from_secs(1);
+
+/// How often LiveKit is knocked at.
+const PROBE_EVERY: Duration = Duration::from_secs(2);
+
+/// The whole sidecar, seen from outside.
+pub(crate) struct Overview {
+    pub(crate) app: Arc<App>,
+    pub(crate) media: Arc<Media>,
+    pub(crate) live: Arc<Live>,
+    pub(crate) started: Instant,
+    pub(crate) draining: AtomicBool,
+    pub(crate) upstream_answers: AtomicBool,
+}
+
+impl Overview {
+    /// Keeps the books of rooms until the process ends.
+    pub(crate) async fn meter(self: Arc<Self>, rooms: Arc<Rooms>) {
+        let mut meters: HashMap<SessionId, RoomMeter> = HashMap::new();
+        let mut every = tokio::time::interval(METER_EVERY);
+        loop {
+            every.tick().await;
+            rooms.set_limit(self.live.load().metrics.rooms);
+            let mut traffic: HashMap<SessionId, [Traffic; 2]> = HashMap::new();
+            for snapshot in self.media.snapshots() {
+                for pc in &snapshot.pcs {
+                    let [up, down] = traffic.entry(pc.session).or_default();
+                    up.add(&pc.up.into());
+                    down.add(&pc.down.into());
+                }
+            }
+            let cells = self.app.cells();
+            meters.retain(|id, _| cells.iter().any(|cell| cell.id == *id));
+            for cell in cells {
+                let meter = meters
+                    .entry(cell.id)
+                    .or_insert_with(|| rooms.enter(&cell.room));
+                if let Some([up, down]) = traffic.get(&cell.id) {
+                    meter.observe(up.into(), down.into());
+                }
+            }
+        }
+    }
+
+    /// Knocks at LiveKit's door, so that readiness knows of its end before a client does.
+    pub(crate) async fn probe(self: Arc<Self>) {
+        let mut every = tokio::time::interval(PROBE_EVERY);
+        loop {
+            every.tick().await;
+            let upstream = &self.live.load().upstream;
+            let dial = tokio::net::TcpStream::connect((upstream.host.as_str(), upstream.port));
+            let answers = matches!(tokio::time::timeout(PROBE_EVERY, dial).await, Ok(Ok(_)));
+            self.upstream_answers.store(answers, Ordering::Relaxed);
+        }
+    }
+
+    fn sessions(&self, snapshots: &[Arc<Snapshot>]) -> Vec<SessionStatus> {
+        let mut pcs: HashMap<SessionId, Vec<PcStatus>> = HashMap::new();
+        for pc in snapshots.iter().flat_map(|snapshot| &snapshot.pcs) {
+            pcs.entry(pc.session).or_default().push(PcStatus {
+                target: match pc.target {
+                    Target::Publisher => "publisher",
+                    Target::Subscriber => "subscriber",
+                },
+                client_leg: leg(&pc.client, true),
+                server_leg: leg(&pc.server, false),
+                up: pc.up.into(),
+                down: pc.down.into(),
+                shedding: pc.shedding,
+            });
+        }
+        let mut sessions: Vec<SessionStatus> = self
+            .app
+            .cells()
+            .iter()
+            .map(|cell| {
+                let (sdk, version, open) = cell.facts();
+                SessionStatus {
+                    id: cell.id,
+                    room: cell.room.clone(),
+                    identity_hash: cell.identity_hash.clone(),
+                    mode: cell.policy.mode.name(),
+                    generation: cell.policy.generation,
+                    age_s: cell.opened.elapsed().as_secs(),
+                    client: client_name(sdk, &version),
+                    signalling: if open {
+                        Signalling::Open
+                    } else {
+                        Signalling::Closed
+                    },
+                    pcs: pcs.remove(&cell.id).unwrap_or_default(),
+                }
+            })
+            .collect();
+        sessions.sort_by_key(|session| session.id);
+        sessions
+    }
+}
+
+fn leg(leg: &LegSnapshot, is_client: bool) -> LegStatus {
+    LegStatus {
+        state: leg.state.name(),
+        remote: leg.remote.map(|(addr, _)| {
+            if is_client {
+                mask(addr.ip())
+            } else {
+                addr.to_string()
+            }
+        }),
+        protocol: leg.remote.map(|(_, tcp)| if tcp { "tcp" } else { "udp" }),
+        srtp: leg.srtp,
+        rtt_ms: None,
+    }
+}
+
+fn totals(app: &App, snapshots: &[Arc<Snapshot>]) -> Totals {
+    let mut totals = Totals {
+        sessions: app.opened_by_mode(),
+        ..Totals::default()
+    };
+    let (mut up, mut down) = (FlowStats::default(), FlowStats::default());
+    let mut drops: BTreeMap<&'static str, u64> = BTreeMap::new();
+    for snapshot in snapshots {
+        up += snapshot.ended_up;
+        down += snapshot.ended_down;
+        for pc in &snapshot.pcs {
+            up += pc.up;
+            down += pc.down;
+        }
+        let counters = &snapshot.counters;
+        totals.received_datagrams += counters.received;
+        totals.received_bytes += counters.received_bytes;
+        totals.sent_datagrams += counters.sent;
+        totals.sent_bytes += counters.sent_bytes;
+        for (reason, count) in [
+            ("unknown_ufrag", counters.dropped_unknown_ufrag),
+            ("unknown_address", counters.dropped_unknown_address),
+            ("socket", counters.dropped_send),
+        ] {
+            *drops.entry(reason).or_default() += count;
+        }
+    }
+    for flow in [&up, &down] {
+        for (reason, count) in [
+            ("unauthentic", flow.dropped_unauthentic),
+            ("early", flow.dropped_early),
+            ("unsent", flow.dropped_unsent),
+        ] {
+            *drops.entry(reason).or_default() += count;
+        }
+    }
+    totals.up = up.into();
+    totals.down = down.into();
+    totals.drops = drops;
+    totals
+}
+
+impl StatusSource for Overview {
+    fn snapshot(&self) -> Status {
+        let snapshots = self.media.snapshots();
+        let reload = self.live.state();
+        Status {
+            version: env!("CARGO_PKG_VERSION"),
+            uptime_s: self.started.elapsed().as_secs(),
+            generation: reload.generation,
+            draining: self.draining.load(Ordering::Relaxed),
+            config_error: reload.failed.map(|(_, problems)| problems.to_string()),
+            workers: snapshots
+                .iter()
+                .enumerate()
+                .map(|(index, snapshot)| WorkerStatus {
+                    index,
+                    alive: self.media.alive(),
+                    peer_connections: snapshot.pcs.len(),
+                    received: snapshot.counters.received,
+                    sent: snapshot.counters.sent,
+                })
+                .collect(),
+            sessions: self.sessions(&snapshots),
+            totals: totals(&self.app, &snapshots),
+        }
+    }
+
+    fn readiness(&self) -> Readiness {
+        let state = |good: bool| {
+            if good {
+                CheckState::Ok
+            } else {
+                CheckState::Failed
+            }
+        };
+        let answers = self.upstream_answers.load(Ordering::Relaxed);
+        let alive = self.media.alive();
+        let failed = self.live.state().failed;
+        Readiness {
+            draining: self.draining.load(Ordering::Relaxed),
+            checks: vec![
+                Check {
+                    name: "upstream",
+                    state: state(answers),
+                    detail: if answers {
+                        String::new()
+                    } else {
+                        format!("{} does not answer", self.live.load().upstream)
+                    },
+                },
+                Check {
+                    name: "workers",
+                    state: state(alive),
+                    detail: if alive {
+                        String::new()
+                    } else {
+                        "a media worker has ended; restart the process".to_owned()
+                    },
+                },
+                Check {
+                    name: "config",
+                    state: if failed.is_some() {
+                        CheckState::Warning
+                    } else {
+                        CheckState::Ok
+                    },
+                    detail: failed.map_or_else(String::new, |(_, problems)| {
+                        format!("last reload failed: {problems}")
+                    }),
+                },
+            ],
+        }
+    }
+}
+
+impl From<FlowStats> for Traffic {
+    fn from(stats: FlowStats) -> Self {
+        Self {
+            rtp_packets: stats.rtp_packets,
+            rtcp_packets: stats.rtcp_packets,
+            data_packets: stats.data_packets,
+            bytes: stats.bytes,
+            bytes_native: stats.native_bytes,
+            shed_packets: stats.shed_packets,
+            wrapped_packets: stats.wrapped_packets,
+        }
+    }
+}
+
+impl From<&Traffic> for crate::admin::rooms::RoomBytes {
+    fn from(traffic: &Traffic) -> Self {
+        Self {
+            wire: traffic.bytes,
+            native: traffic.bytes_native,
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! Limits of size and time, and the drain.
+
+use super::*;
+use tokio_tungstenite::tungstenite::Error;
+
+#[tokio::test]
+async fn a_message_over_the_limit_closes_its_sender_with_1009() {
+    let origin = Origin::start().await;
+    let sidecar = Sidecar::start(&origin.url(), |c| c.limits.max_frame_bytes = 1000).await;
+    let mut ws = sidecar.websocket("/rtc").await;
+    ws.send(Message::binary(vec![0; 1000])).await.unwrap();
+    assert_eq!(
+        next(&mut ws).await.unwrap().len(),
+        1000,
+        "the limit itself passes"
+    );
+    // Much more than socket buffers hold. The rest of it is read and thrown away: a reset while the client is still sending
+    // would take the close frame away from it on many systems.
+    let sent = ws.send(Message::binary(vec![0; 20 << 20]));
+    soon("the message to go", sent).await.unwrap();
+    let (code, reason) = closing(&mut ws).await.unwrap();
+    assert_eq!(code, 1009);
+    assert!(reason.contains("max_frame_bytes"), "{reason}");
+    origin.told.wait("close 1001").await;
+    sidecar.told.wait("closed Fault Some(1009)").await;
+
+    let mut ws = sidecar.websocket("/rtc").await;
+    say(&mut ws, "big 1001").await;
+    assert_eq!(
+        closing(&mut ws).await.unwrap().0,
+        1011,
+        "not the client's fault"
+    );
+    origin.told.wait("close 1009").await;
+    sidecar.told.wait("closed Fault Some(1011)").await;
+}
+
+#[tokio::test]
+async fn a_text_that_is_no_utf8_closes_with_1007() {
+    let origin = Origin::start().await;
+    let sidecar = Sidecar::before(&origin).await;
+    let mut ws = sidecar.websocket("/rtc").await;
+    ws.get_mut()
+        .write_all(&[0x81, 0x81, 0, 0, 0, 0, 0xff])
+        .await
+        .unwrap();
+    assert_eq!(closing(&mut ws).await.unwrap().0, 1007);
+    let mut ws = sidecar.websocket("/rtc").await;
+    ws.get_mut().write_all(&[0x81, 0x01, b'a']).await.unwrap();
+    let (code, reason) = closing(&mut ws).await.unwrap();
+    assert_eq!(code, 1002);
+    assert!(reason.contains("not masked"), "{reason}");
+}
+
+#[tokio::test]
+async fn an_idle_session_is_closed_and_pings_keep_it() {
+    let origin = Origin::start().await;
+    let idle = Duration::from_secs(1);
+    let sidecar = Sidecar::start(&origin.url(), |c| c.limits.idle_timeout = idle).await;
+    let mut ws = sidecar.websocket("/rtc").await;
+    for _ in 0..6 {
+        tokio::time::sleep(idle / 4).await;
+        ws.send(Message::Ping("".into())).await.unwrap();
+        assert!(matches!(next(&mut ws).await, Some(Message::Pong(_))));
+    }
+    let since = std::time::Instant::now();
+    assert_eq!(closing(&mut ws).await.unwrap().0, 1001);
+    // The pong's own way took a part of the time.
+    assert!(since.elapsed() > idle / 2);
+    sidecar.told.wait("closed Idle Some(1001)").await;
+    origin.told.wait("close 1001").await;
+}
+
+#[tokio::test]
+async fn long_queries_and_headers_are_refused() {
+    let origin = Origin::start().await;
+    let sidecar = Sidecar::before(&origin).await;
+    let fits = "q".repeat(Limits::QUERY_CEILING);
+    let answer = sidecar.get(&format!("/x?{fits}")).await;
+    assert!(answer.starts_with("HTTP/1.1 404"), "{}", &answer[..80]);
+    assert_eq!(origin.told.count(&format!("GET /x?{fits}")), 1);
+    for over in [Limits::QUERY_CEILING + 1, 100_000, 130_000] {
+        let answer = sidecar.get(&format!("/x?{}", "q".repeat(over))).await;
+        assert!(
+            answer.starts_with("HTTP/1.1 414") || answer.starts_with("HTTP/1.1 431"),
+            "{over}: {answer}"
+        );
+    }
+    for over in [66_000, 400_000] {
+        let answer = sidecar
+            .raw(&format!(
+                "GET / HTTP/1.1\r\nHost: s\r\nConnection: close\r\nX-Big: {}\r\n\r\n",
+                "h".repeat(over)
+            ))
+            .await;
+        assert!(answer.starts_with("HTTP/1.1 431"), "{over}: {answer}");
+    }
+    assert_eq!(origin.told.count("GET"), 1);
+}
+
+#[tokio::test]
+async fn a_header_section_that_does_not_end_is_given_up() {
+    let origin = Origin::start().await;
+    let sidecar = Sidecar::start(&origin.url(), |c| {
+        c.limits.header_timeout = Duration::from_millis(300)
+    })
+    .await;
+    let mut tcp = sidecar.tcp().await;
+    tcp.write_all(b"GET / HTTP/1.1\r\nHost: s\r\n")
+        .await
+        .unwrap();
+    let drip = async {
+        let mut buf = [0; 256];
+        loop {
+            tokio::select! {
+                n = tcp.read(&mut buf) => if !matches!(n, Ok(1..)) { return },
+                () = tokio::time::sleep(Duration::from_millis(50)) => {}
+            }
+            let _ = tcp.write_all(b"x").await;
+        }
+    };
+    soon("the connection to be closed", drip).await;
+    assert_eq!(origin.told.count("GET"), 0);
+}
+
+#[tokio::test]
+async fn handshakes_and_sessions_are_bounded() {
+    let origin = Origin::start().await;
+    let sidecar = Sidecar::start(&origin.url(), |c| {
+        c.limits.handshakes = 2;
+        c.limits.sessions = 3;
+    })
+    .await;
+    let mut open = Vec::new();
+    for _ in 0..2 {
+        open.push(sidecar.websocket("/rtc").await);
+    }
+    // The third waits for its answer.
+    let upgrade = "Host: s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+                   Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    let mut waiting = sidecar.tcp().await;
+    waiting
+        .write_all(format!("GET /rtc?never HTTP/1.1\r\n{upgrade}").as_bytes())
+        .await
+        .unwrap();
+    origin.told.wait("GET /rtc?never").await;
+    let Err(Error::Http(answer)) = sidecar.try_websocket("/rtc").await else {
+        panic!("a fourth session");
+    };
+    assert_eq!(answer.status(), 503);
+    assert_eq!(answer.headers()["retry-after"], "1");
+    assert!(
+        sidecar.get("/teapot").await.starts_with("HTTP/1.1 418"),
+        "plain requests still pass"
+    );
+    drop((waiting, open));
+    // Their room comes back.
+    let again = async {
+        while sidecar.try_websocket("/rtc").await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    soon("room for a session", again).await;
+}
+
+#[tokio::test]
+async fn an_upstream_that_does_not_answer_is_504() {
+    let origin = Origin::start().await;
+    let sidecar = Sidecar::start(&origin.url(), |c| {
+        c.limits.answer_timeout = Duration::from_millis(200)
+    })
+    .await;
+    let answer = sidecar.get("/never").await;
+    assert!(answer.starts_with("HTTP/1.1 504"), "{answer}");
+    assert!(
+        answer.contains(r#""side":"upstream""#) && answer.contains(r#""what":"timeout""#),
+        "{answer}"
+    );
+
+    // Linux drops the SYN of a listener whose accept queue is full: the connection neither comes nor fails.
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket
+        .bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into())
+        .unwrap();
+    socket.listen(0).unwrap();
+    let at = socket.local_addr().unwrap().as_socket().unwrap();
+    let _full: Vec<_> = (0..3)
+        .map(|_| std::net::TcpStream::connect_timeout(&at, Duration::from_millis(100)))
+        .collect();
+    let sidecar = Sidecar::start(&format!("http://{at}"), |c| {
+        c.limits.dial_timeout = Duration::from_millis(300);
+    })
+    .await;
+    let answer = sidecar.get("/x").await;
+    assert!(answer.starts_with("HTTP/1.1 504"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_drain_refuses_then_tells_everybody_to_leave() {
+    let origin = Origin::start().await;
+    let sidecar = Sidecar::before(&origin).await;
+    let mut ws = sidecar.websocket("/rtc").await;
+    let mut spliced = sidecar.tcp().await;
+    spliced
+        .write_all(
+            b"GET /agent HTTP/1.1\r\nHost: s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+              Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+        )
+        .await
+        .unwrap();
+    head(&mut spliced).await;
+    let mut kept_alive = sidecar.tcp().await;
+    kept_alive
+        .write_all(b"GET /x HTTP/1.1\r\nHost: s\r\n\r\n")
+        .await
+        .unwrap();
+    head(&mut kept_alive).await;
+
+    sidecar.drain.send(Drain::Draining).unwrap();
+    let Err(Error::Http(answer)) = sidecar.try_websocket("/rtc").await else {
+        panic!("a new session while draining");
+    };
+    assert_eq!(answer.status(), 503);
+    assert_eq!(answer.headers()["retry-after"], "5");
+    say(&mut ws, "still served").await;
+    assert_eq!(next(&mut ws).await, Some(Message::text("still served")));
+    assert!(sidecar.get("/teapot").await.starts_with("HTTP/1.1 418"));
+
+    // One that will never be answered in full must not hold up the end.
+    let mut endless = sidecar.tcp().await;
+    endless
+        .write_all(b"GET /endless HTTP/1.1\r\nHost: s\r\n\r\n")
+        .await
+        .unwrap();
+    head(&mut endless).await;
+
+    sidecar.drain.send(Drain::Leaving).unwrap();
+    assert_eq!(next(&mut ws).await, Some(Message::text("leave")));
+    assert_eq!(closing(&mut ws).await.unwrap().0, 1001);
+    origin.told.wait("close 1000").await;
+    sidecar.told.wait("closed Drain Some(1001)").await;
+    let mut rest = Vec::new();
+    let _ = soon("the splice to end", spliced.read_to_end(&mut rest)).await;
+    soon("serve to return", sidecar.serving).await.unwrap();
+    assert!(
+        TcpStream::connect(sidecar.at).await.is_err(),
+        "the port is free"
+    );
+}

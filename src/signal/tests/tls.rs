@@ -1,0 +1,142 @@
+//! TLS towards clients and towards the upstream.
+
+use super::*;
+use crate::signal::upstream::{Dialer, provider};
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
+
+fn certificate(dir: &std::path::Path) -> (TlsFiles, RootCertStore) {
+    let own = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let files = TlsFiles {
+        cert: dir.join("cert.pem"),
+        key: dir.join("key.pem"),
+    };
+    std::fs::write(&files.cert, own.cert.pem()).unwrap();
+    std::fs::write(&files.key, own.signing_key.serialize_pem()).unwrap();
+    let mut roots = RootCertStore::empty();
+    roots.add(own.cert.der().clone()).unwrap();
+    (files, roots)
+}
+
+#[tokio::test]
+async fn clients_come_over_tls() {
+    let dir = tempfile::tempdir().unwrap();
+    let (files, roots) = certificate(dir.path());
+    let origin = Origin::start().await;
+    let sidecar = Sidecar::start(&origin.url(), |c| c.tls = Some(files)).await;
+    let config = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    let name = ServerName::try_from("localhost").unwrap();
+    let stream = connector.connect(name, sidecar.tcp().await).await.unwrap();
+    let (mut ws, _) = tokio_tungstenite::client_async("wss://localhost/rtc", stream)
+        .await
+        .unwrap();
+    ws.send(Message::text("hello")).await.unwrap();
+    assert_eq!(
+        soon("the echo", ws.next()).await.unwrap().unwrap(),
+        Message::text("hello")
+    );
+    assert_eq!(origin.told.count("x-forwarded-proto: https"), 1);
+
+    // Plain HTTP to a TLS port is one client's mistake and nobody else's.
+    assert!(!sidecar.get("/x").await.starts_with("HTTP/1.1 2"));
+    ws.send(Message::text("still")).await.unwrap();
+    assert_eq!(
+        soon("the echo", ws.next()).await.unwrap().unwrap(),
+        Message::text("still")
+    );
+}
+
+#[tokio::test]
+async fn the_upstream_is_reached_over_tls_and_its_certificate_is_checked() {
+    let dir = tempfile::tempdir().unwrap();
+    let (files, roots) = certificate(dir.path());
+    let chain: Vec<_> = CertificateDer::pem_file_iter(&files.cert)
+        .unwrap()
+        .map(Result::unwrap)
+        .collect();
+    let config = ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(chain, PrivateKeyDer::from_pem_file(&files.key).unwrap())
+        .unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let told = Told::default();
+    let seen = told.clone();
+    tokio::spawn(async move {
+        loop {
+            let (tcp, _) = listener.accept().await.unwrap();
+            let (acceptor, told) = (acceptor.clone(), seen.clone());
+            tokio::spawn(async move {
+                if let Ok(stream) = acceptor.accept(tcp).await {
+                    origin::serve(stream, (told, Arc::default())).await;
+                }
+            });
+        }
+    });
+    let start = async |upstream: Upstream, dialer: Option<Dialer>| {
+        let mut bound = bind(SignalConfig {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            upstream: "http://127.0.0.1:1".parse().unwrap(),
+            tls: None,
+            limits: Limits::default(),
+        })
+        .await
+        .unwrap();
+        bound.dialer = match dialer {
+            Some(dialer) => dialer,
+            None => Dialer::trusting(upstream, RootCertStore::empty()).unwrap(),
+        };
+        Sidecar::run(bound)
+    };
+    let upstream: Upstream = format!("https://localhost:{port}").parse().unwrap();
+    let trusted = start(
+        upstream.clone(),
+        Some(Dialer::trusting(upstream.clone(), roots).unwrap()),
+    )
+    .await;
+    assert!(trusted.get("/teapot").await.starts_with("HTTP/1.1 418"));
+    let mut ws = trusted.websocket("/rtc").await;
+    say(&mut ws, "hello").await;
+    assert_eq!(next(&mut ws).await, Some(Message::text("hello")));
+
+    let asked = told.count("GET");
+    let untrusted = start(upstream, None).await;
+    let answer = untrusted.get("/teapot").await;
+    assert!(answer.starts_with("HTTP/1.1 502"), "{answer}");
+    assert_eq!(
+        told.count("GET"),
+        asked,
+        "no request, and so no token, went to a server that is not known"
+    );
+}
+
+#[tokio::test]
+async fn unusable_files_and_ports_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut files, _) = certificate(dir.path());
+    let config = |tls, listen| SignalConfig {
+        listen,
+        upstream: "http://127.0.0.1:1".parse().unwrap(),
+        tls,
+        limits: Limits::default(),
+    };
+    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    files.key = dir.path().join("absent.pem");
+    let fault = bind(config(Some(files), any)).await.err().unwrap();
+    assert!(fault.to_string().contains("absent.pem"), "{fault}");
+    let taken = bind(config(None, any)).await.unwrap();
+    let fault = bind(config(None, taken.local_addr())).await.err().unwrap();
+    assert!(
+        fault.to_string().contains(&taken.local_addr().to_string()),
+        "{fault}"
+    );
+}

@@ -1,0 +1,313 @@
+//! The command as an operator meets it: arguments, `--check`, exit codes, and that nothing is bound
+//! by a configuration that cannot be used.
+
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::net::{TcpListener, UdpSocket};
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+fn auralink(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_auralink"))
+        .args(args)
+        .env_remove("RUST_LOG")
+        .output()
+        .unwrap()
+}
+
+/// Exit code, standard output, standard error.
+fn said(output: &Output) -> (i32, String, String) {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    (
+        output.status.code().unwrap(),
+        text(&output.stdout),
+        text(&output.stderr),
+    )
+}
+
+fn check(text: &str, more: &[&str]) -> (i32, String, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("a.yaml");
+    fs::write(&file, text).unwrap();
+    let path = file.to_str().unwrap();
+    let (code, out, err) = said(&auralink(&[&["--check", "--config", path], more].concat()));
+    (
+        code,
+        out.replace(path, "a.yaml"),
+        err.replace(path, "a.yaml"),
+    )
+}
+
+#[test]
+fn version_help_and_wrong_arguments() {
+    let (code, out, err) = said(&auralink(&["--version"]));
+    assert_eq!(
+        (code, out.as_str(), err.as_str()),
+        (0, concat!("auralink ", env!("CARGO_PKG_VERSION"), "\n"), "")
+    );
+    let (code, out, _) = said(&auralink(&["--help"]));
+    assert_eq!(code, 0);
+    for flag in [
+        "--config",
+        "--check",
+        "--room",
+        "--identity",
+        "--api-key",
+        "Exit codes",
+    ] {
+        assert!(out.contains(flag), "{flag}: {out}");
+    }
+    assert!(out.lines().count() < 30, "{out}");
+    for args in [
+        &[][..],
+        &["--check"],
+        &["--confg", "x"],
+        &["--config", "x", "--room", "r"],
+    ] {
+        let (code, out, err) = said(&auralink(args));
+        assert_eq!((code, out.as_str()), (2, ""), "{args:?}");
+        assert!(err.contains("Usage"), "{err}");
+    }
+}
+
+#[test]
+fn check_says_every_mistake_with_its_place() {
+    let text = "listen: 127.0.0.1:7980\nmedia:\n  udp_prot: 1\nrooms:\n  - match: \"[\"\n    mode: neural\n";
+    let (code, out, err) = check(text, &[]);
+    assert_eq!((code, out.as_str()), (2, ""));
+    let lines: Vec<_> = err.lines().collect();
+    assert_eq!(
+        lines,
+        [
+            "a.yaml:3:3: error: media.udp_prot: unknown key (did you mean `udp_port`?); allowed here: ip, udp_port, tcp_port, workers",
+            "a.yaml:5:12: error: rooms[0].match: \"[\": '[' is not allowed in a pattern (`*` matches any run of characters and `?` any one; there are no classes, alternatives or escapes)",
+            "a.yaml:6:11: error: rooms[0].mode: `neural` comes with a later version; allowed now: off, lean",
+        ]
+    );
+    let (code, _, err) = said(&auralink(&["--check", "--config", "/nowhere/x.yaml"]));
+    assert_eq!(code, 2);
+    assert_eq!(
+        err,
+        "/nowhere/x.yaml: error: cannot be read: No such file or directory (os error 2)\n"
+    );
+}
+
+#[test]
+fn check_shows_what_a_room_gets() {
+    let text =
+        "rooms:\n  - match: \"support-*\"\n    mode: lean\n    audio: { max_bitrate: 16k }\n";
+    let (code, out, err) = check(text, &[]);
+    assert_eq!((code, err.as_str()), (0, ""));
+    assert_eq!(
+        out,
+        "a.yaml: ok: 127.0.0.1:7980 → http://127.0.0.1:7880, 1 room rules\n"
+    );
+    let (code, out, _) = check(text, &["--room", "support-1", "--identity", "ann"]);
+    let expected = "# room \"support-1\": rooms[0]\nmode: lean\naudio: { max_bitrate: 16k, packet: 40ms, red: auto }\n# no video: left alone\n";
+    assert_eq!((code, out.as_str()), (0, expected));
+    let warned = check("rooms: [{match: '*'}, {match: a}]", &[]);
+    assert_eq!(warned.0, 0);
+    assert!(
+        warned
+            .2
+            .starts_with("a.yaml:1:23: warning: rooms[1]: is never reached"),
+        "{}",
+        warned.2
+    );
+}
+
+#[test]
+fn the_reference_is_good() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/auralink.yaml");
+    let (code, out, err) = said(&auralink(&["--check", "--config", file.to_str().unwrap()]));
+    assert_eq!((code, err.as_str()), (0, ""), "{out}");
+}
+
+#[test]
+fn check_binds_nothing_and_a_bad_file_ends_before_binding() {
+    // Ports that are taken: were they bound, it would be said.
+    let listen = TcpListener::bind("127.0.0.1:0").unwrap();
+    let media = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let (l, m) = (
+        listen.local_addr().unwrap(),
+        media.local_addr().unwrap().port(),
+    );
+    let text = format!("listen: {l}\nmedia: {{ udp_port: {m}, workers: 1 }}\n");
+    let (code, _, err) = check(&text, &[]);
+    assert_eq!((code, err.as_str()), (0, ""));
+
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("a.yaml");
+    fs::write(&file, format!("{text}unknown: 1\n")).unwrap();
+    let (code, _, err) = said(&auralink(&["--config", file.to_str().unwrap()]));
+    assert_eq!(code, 2, "{err}");
+    assert!(
+        err.contains(":3:1: error: unknown: unknown key") && !err.contains("in use"),
+        "{err}"
+    );
+
+    fs::write(&file, &text).unwrap();
+    let (code, _, err) = said(&auralink(&["--config", file.to_str().unwrap()]));
+    assert_eq!(code, 1, "a port in use is no mistake of the file: {err}");
+    assert!(err.contains(&l.to_string()), "{err}");
+}
+
+/// A running sidecar of the test's own; killed when it is dropped.
+struct Sidecar {
+    child: std::process::Child,
+    file: std::path::PathBuf,
+    fixed: String,
+    admin: std::net::SocketAddr,
+    _dir: tempfile::TempDir,
+}
+
+impl Sidecar {
+    /// On free ports, with `upstream`'s as LiveKit's.
+    fn start(upstream: &TcpListener, more: &str) -> Self {
+        // Held together, so that they differ; free again when the sidecar takes them.
+        let free: Vec<_> = (0..2)
+            .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
+            .collect();
+        let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let [listen, admin] = [0, 1].map(|i: usize| free[i].local_addr().unwrap());
+        let fixed = format!(
+            "listen: {listen}\nadmin: {{ listen: {admin} }}\nupstream: http://{}\nmedia: {{ udp_port: {}, workers: 1 }}\n",
+            upstream.local_addr().unwrap(),
+            udp.local_addr().unwrap().port(),
+        );
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("auralink.yaml");
+        fs::write(&file, format!("{fixed}{more}")).unwrap();
+        drop((free, udp));
+        let child = Command::new(env!("CARGO_BIN_EXE_auralink"))
+            .args(["--config", file.to_str().unwrap()])
+            .env_remove("RUST_LOG")
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        Self {
+            child,
+            file,
+            fixed,
+            admin,
+            _dir: dir,
+        }
+    }
+
+    fn get(&self, path: &str) -> std::io::Result<String> {
+        use std::io::{Read, Write};
+        let mut stream = std::net::TcpStream::connect(self.admin)?;
+        write!(
+            stream,
+            "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        )?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    }
+
+    /// Asks until the answer holds `part`.
+    fn wait_for(&self, path: &str, part: &str) -> String {
+        let end = Instant::now() + Duration::from_secs(30);
+        loop {
+            let answer = self.get(path).unwrap_or_else(|e| e.to_string());
+            if answer.contains(part) {
+                return answer;
+            }
+            assert!(Instant::now() < end, "{part} is not in {path}:\n{answer}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn write(&self, more: &str) {
+        fs::write(&self.file, format!("{}{more}", self.fixed)).unwrap();
+    }
+
+    fn signal(&self, name: &str) {
+        let done = Command::new("kill")
+            .args([name, &self.child.id().to_string()])
+            .status();
+        assert!(done.unwrap().success());
+    }
+}
+
+impl Drop for Sidecar {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_running_sidecar_reloads_tells_of_it_and_drains() {
+    let upstream = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut sidecar = Sidecar::start(&upstream, "rooms: [{match: a}]\n");
+    let ready = sidecar.wait_for("/readyz", "\"ready\":true");
+    assert!(ready.starts_with("HTTP/1.1 200"), "{ready}");
+    assert!(
+        sidecar
+            .get("/status.json")
+            .unwrap()
+            .contains("\"generation\":1")
+    );
+
+    // By the changed file alone.
+    sidecar.write("rooms: [{match: a, mode: lean}]\n");
+    sidecar.wait_for("/status.json", "\"generation\":2");
+    sidecar.wait_for("/metrics", "auralink_config_reloads_total{result=\"ok\"} 1");
+
+    // Refused by name, by SIGHUP; calls go on, so it stays ready.
+    sidecar.write("limits: { sessions: 5 }\n");
+    sidecar.signal("-HUP");
+    let ready = sidecar.wait_for("/readyz", "last reload failed");
+    assert!(
+        ready.contains("limits.sessions: only a restart can change it"),
+        "{ready}"
+    );
+    assert!(ready.starts_with("HTTP/1.1 200"), "{ready}");
+    sidecar.wait_for("/metrics", "auralink_config_last_reload_failed 1");
+    assert!(
+        sidecar
+            .get("/status.json")
+            .unwrap()
+            .contains("\"generation\":2")
+    );
+
+    sidecar.write("rooms: []\nlog: { level: warn }\n");
+    sidecar.wait_for(
+        "/status.json",
+        "\"generation\":3,\"draining\":false,\"config_error\":null",
+    );
+
+    sidecar.signal("-TERM");
+    let end = Instant::now() + Duration::from_secs(20);
+    let status = loop {
+        if let Some(status) = sidecar.child.try_wait().unwrap() {
+            break status;
+        }
+        assert!(Instant::now() < end, "no session, and yet no end");
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    assert_eq!(status.code(), Some(0));
+}
+
+#[test]
+fn a_sidecar_whose_upstream_is_gone_is_not_ready() {
+    let upstream = TcpListener::bind("127.0.0.1:0").unwrap();
+    let sidecar = Sidecar::start(&upstream, "");
+    sidecar.wait_for("/readyz", "\"ready\":true");
+    drop(upstream);
+    let ready = sidecar.wait_for("/readyz", "\"ready\":false");
+    assert!(ready.starts_with("HTTP/1.1 503"), "{ready}");
+    assert!(
+        ready
+            .contains("\"name\":\"upstream\",\"state\":\"failed\",\"detail\":\"Connection refused"),
+        "{ready}"
+    );
+    assert!(
+        sidecar.get("/healthz").unwrap().starts_with("HTTP/1.1 200"),
+        "the process itself is well"
+    );
+}
