@@ -64,8 +64,10 @@ pub async fn run(settings: Settings, path: &Path) -> Result<(), Fault> {
     tokio::spawn(live.clone().watch());
     let mut generations = live.subscribe();
     let reloaded = app.clone();
+    let reloaded_live = live.clone();
     tokio::spawn(async move {
         while generations.changed().await.is_ok() {
+            logging::set_level(&reloaded_live.load().log.level);
             reloaded.policy_changed();
         }
     });

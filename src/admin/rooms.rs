@@ -39,7 +39,7 @@ struct Counters {
     native: [AtomicU64; 2],
 }
 
-/// Bytes of one direction of a session since it began.
+/// Bytes of one direction of a session's live peer connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RoomBytes {
     /// On the participant's wire.
@@ -173,13 +173,13 @@ fn escape(text: &str) -> String {
 }
 
 impl RoomMeter {
-    /// What the session has carried since it began; a count lower than before (a peer connection
-    /// has ended) starts anew from there.
+    /// What the session's live peer connections have carried. A lower sum than before (one of them
+    /// has ended) adds nothing: it only is what the next one is compared with.
     pub fn observe(&mut self, up: RoomBytes, down: RoomBytes) {
         for (i, new) in [up, down].into_iter().enumerate() {
             let old = std::mem::replace(&mut self.seen[i], new);
             let add = |to: &AtomicU64, new: u64, old: u64| {
-                to.fetch_add(new.checked_sub(old).unwrap_or(new), Ordering::Relaxed)
+                to.fetch_add(new.saturating_sub(old), Ordering::Relaxed)
             };
             add(&self.counters.wire[i], new.wire, old.wire);
             add(&self.counters.native[i], new.native, old.native);
@@ -230,8 +230,8 @@ mod tests {
             "auralink_room_sessions{room=\"a\"} 1",
             "auralink_room_sessions{room=\"b\\\"\\\\\\n\"} 1",
             "auralink_room_sessions{room=\"other\"} 2",
-            "auralink_room_wire_bytes_total{room=\"a\",direction=\"up\"} 20",
-            "auralink_room_native_bytes_total{room=\"a\",direction=\"up\"} 125",
+            "auralink_room_wire_bytes_total{room=\"a\",direction=\"up\"} 15",
+            "auralink_room_native_bytes_total{room=\"a\",direction=\"up\"} 120",
             "auralink_room_wire_bytes_total{room=\"a\",direction=\"down\"} 1",
             "auralink_room_wire_bytes_total{room=\"other\",direction=\"up\"} 7",
         ] {

@@ -7,9 +7,10 @@ use rtc_crypto::RTCCryptoProvider;
 use rtc_dtls::config::{ClientAuthType, ConfigBuilder, ExtendedMasterSecretType, HandshakeConfig};
 use rtc_dtls::crypto::Certificate;
 use rtc_dtls::endpoint::{Endpoint, EndpointEvent};
-use rtc_dtls::extension::extension_use_srtp::SrtpProtectionProfile;
+pub use rtc_dtls::extension::extension_use_srtp::SrtpProtectionProfile;
 use rtc_shared::TransportProtocol;
 use sha2::Digest;
+use std::collections::{HashSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,6 +21,17 @@ const PEER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1);
 /// First retransmission of a lost flight. RFC 6347 allows less than its 1 s where the round trip
 /// is known to be short; ICE has just measured it, and every lost flight delays a join.
 const FLIGHT_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Each retransmission waits twice as long as the one before (RFC 6347 section 4.2.4.1), up to
+/// this.
+const MAX_FLIGHT_INTERVAL: Duration = Duration::from_secs(8);
+
+/// So many come before the handshake has failed: 32 s with the intervals above, and as many as
+/// `rtc-dtls` has in it.
+const MAX_RETRANSMISSIONS: u32 = 7;
+
+/// Handshake records remembered: five messages make a flight, so this is a dozen fragments each.
+const MAX_SEEN: usize = 64;
 
 /// Why the identity or an association could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -140,6 +152,16 @@ pub struct Dtls {
     endpoint: Endpoint,
     role: DtlsRole,
     complete: bool,
+    out: VecDeque<BytesMut>,
+    /// What was sent last before the handshake was complete, and how often it was repeated.
+    flight: Vec<BytesMut>,
+    retransmissions: u32,
+    /// When it is repeated next.
+    due: Option<Instant>,
+    /// Digests of the handshake records that came in the clear.
+    seen: HashSet<[u8; 32]>,
+    /// A ClientHello with a cookie was among them (RFC 6347 section 4.2.1).
+    cookie_came: bool,
 }
 
 impl Dtls {
@@ -163,11 +185,21 @@ impl Dtls {
                 .connect(now, PEER, identity.client[order].clone(), None)
                 .map_err(DtlsError::new)?;
         }
-        Ok(Self {
+        let mut dtls = Self {
             endpoint,
             role,
             complete: false,
-        })
+            out: VecDeque::new(),
+            flight: Vec::new(),
+            retransmissions: 0,
+            due: None,
+            seen: HashSet::new(),
+            cookie_came: false,
+        };
+        if dtls.pump() {
+            dtls.due = Some(now + FLIGHT_INTERVAL);
+        }
+        Ok(dtls)
     }
 
     /// Our role.
@@ -176,23 +208,15 @@ impl Dtls {
         self.role
     }
 
-    /// Takes a datagram. Errors are reported to `failed` only before the handshake is complete;
-    /// later ones are noise that anybody could have sent.
-    ///
-    /// # Errors
-    /// A handshake that cannot go on.
-    pub fn handle(
-        &mut self,
-        now: Instant,
-        datagram: &[u8],
-        mut event: impl FnMut(DtlsEvent),
-    ) -> Result<(), DtlsError> {
-        let events = match self.endpoint.read(now, PEER, None, BytesMut::from(datagram)) {
-            Ok(events) => events,
-            Err(_) if self.complete => return Ok(()),
-            Err(error) => return Err(DtlsError::new(error)),
-        };
-        for e in events {
+    /// Takes a datagram. What cannot be read is dropped (RFC 6347 section 4.1.2.7): until the
+    /// handshake is complete nothing is authentic, so anybody could have sent it. A handshake that
+    /// really cannot go on runs out of retransmissions.
+    pub fn handle(&mut self, now: Instant, datagram: &[u8], mut event: impl FnMut(DtlsEvent)) {
+        if !self.complete && !self.is_news(datagram) {
+            return;
+        }
+        let events = self.endpoint.read(now, PEER, None, BytesMut::from(datagram));
+        for e in events.unwrap_or_default() {
             match e {
                 EndpointEvent::HandshakeComplete => {
                     self.complete = true;
@@ -203,18 +227,80 @@ impl Dtls {
                 _ => {}
             }
         }
-        Ok(())
+        if self.pump() {
+            self.retransmissions = 0;
+            self.due = Some(now + FLIGHT_INTERVAL);
+        }
+    }
+
+    /// Whether a datagram can bring an unfinished handshake on. Alerts and data in the clear are
+    /// nobody's; a repeated message is the peer's way to ask for the flight that its timer and
+    /// ours will bring anyhow, and `rtc-dtls` would forget its timer over it.
+    fn is_news(&mut self, datagram: &[u8]) -> bool {
+        const CHANGE_CIPHER_SPEC: u8 = 20;
+        const HANDSHAKE: u8 = 22;
+        let mut news = false;
+        let mut rest = datagram;
+        // Record header: type, version (2), epoch (2), sequence number (6), length (2).
+        while let Some((header, tail)) = rest.split_first_chunk::<13>() {
+            let len = usize::from(u16::from_be_bytes([header[11], header[12]]));
+            let Some(body) = tail.get(..len) else {
+                return false;
+            };
+            rest = &tail[len..];
+            let encrypted = header[3..5] != [0, 0];
+            match header[0] {
+                _ if encrypted => news = true,
+                CHANGE_CIPHER_SPEC => news = true,
+                // A server has no timer for its HelloVerifyRequest: the ClientHello without a
+                // cookie asks for it until the one with a cookie has come.
+                HANDSHAKE if body.first() == Some(&1) && body.get(4..6) == Some(&[0, 0]) => {
+                    news |= !self.cookie_came;
+                }
+                // Shorter than the header of a message.
+                HANDSHAKE if body.len() < 12 => {}
+                HANDSHAKE if self.seen.len() < MAX_SEEN => {
+                    self.cookie_came |= body.first() == Some(&1);
+                    let message: [u8; 32] = sha2::Sha256::digest(body).into();
+                    news |= self.seen.insert(message);
+                }
+                HANDSHAKE => news = true,
+                _ => return false,
+            }
+        }
+        news && rest.is_empty()
+    }
+
+    /// Takes what the endpoint wants to send; whether it was a flight of the handshake that awaits
+    /// an answer.
+    fn pump(&mut self) -> bool {
+        let before = self.out.len();
+        while let Some(transmit) = self.endpoint.poll_transmit() {
+            self.out.push_back(transmit.message);
+        }
+        if self.complete {
+            // The endpoint repeats its last flight by itself, when the peer repeats its own.
+            self.due = None;
+            self.flight = Vec::new();
+            self.seen = HashSet::new();
+            return false;
+        }
+        if self.out.len() == before {
+            return false;
+        }
+        self.flight = self.out.range(before..).cloned().collect();
+        true
     }
 
     /// The next datagram to send.
     pub fn poll_transmit(&mut self) -> Option<BytesMut> {
-        self.endpoint.poll_transmit().map(|transmit| transmit.message)
+        self.out.pop_front()
     }
 
     /// When [`Dtls::handle_timeout`] wants to be called.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.endpoint.poll_timeout(&PEER)
+        self.due
     }
 
     /// Retransmits what is due.
@@ -222,20 +308,41 @@ impl Dtls {
     /// # Errors
     /// When retransmissions are exhausted.
     pub fn handle_timeout(&mut self, now: Instant) -> Result<(), DtlsError> {
-        self.endpoint
-            .handle_timeout(PEER, now)
-            .map_err(DtlsError::new)
+        if self.due.is_none_or(|due| due > now) {
+            return Ok(());
+        }
+        if self.retransmissions >= MAX_RETRANSMISSIONS {
+            self.due = None;
+            return Err(DtlsError("no answer to the handshake".to_owned()));
+        }
+        self.retransmissions += 1;
+        let interval = FLIGHT_INTERVAL * (1 << self.retransmissions);
+        self.due = Some(now + interval.min(MAX_FLIGHT_INTERVAL));
+        if self.endpoint.poll_timeout(&PEER).is_some() {
+            self.endpoint
+                .handle_timeout(PEER, now)
+                .map_err(DtlsError::new)?;
+            self.pump();
+        } else {
+            // The library forgot its timer when a part of the peer's flight came.
+            self.out.extend(self.flight.iter().cloned());
+        }
+        Ok(())
     }
 
     /// Sends application data. Lost silently before the handshake is complete; callers wait.
     pub fn write(&mut self, now: Instant, data: &[u8]) -> bool {
-        self.endpoint.write(now, PEER, data).is_ok()
+        let written = self.endpoint.write(now, PEER, data).is_ok();
+        self.pump();
+        written
     }
 
     /// Sends close_notify.
     pub fn close(&mut self, now: Instant) {
         // Nothing is left to be done about a failure to say goodbye.
         let _ = self.endpoint.close(now);
+        self.pump();
+        self.due = None;
     }
 
     /// Whether the peer's certificate is the one its SDP promised (RFC 8122).

@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 /// same host or pod, and a join waits for it.
 const PACE: Duration = Duration::from_millis(5);
 
-/// First retransmission of a check; the usual 250 ms assume a far peer.
-const FIRST_RTO: Duration = Duration::from_millis(100);
+/// First retransmission of a check; the usual 250 ms assume a far peer. LiveKit drops checks until
+/// it knows our answer, which is on its way to it when the first ones leave, and a join waits.
+const FIRST_RTO: Duration = Duration::from_millis(20);
 
 /// The peer's candidates beyond so many are ignored: LiveKit has one per address and protocol.
 const MAX_REMOTE: usize = 32;
@@ -38,6 +39,8 @@ pub struct FullAgent {
     /// Candidates already handed to the agent.
     known: Vec<String>,
     controlling: bool,
+    /// Paths over which the peer has proved itself.
+    proved: Vec<Path>,
 }
 
 impl FullAgent {
@@ -53,6 +56,7 @@ impl FullAgent {
             remote: None,
             known: Vec::new(),
             controlling,
+            proved: Vec::new(),
         }
     }
 
@@ -114,8 +118,17 @@ impl FullAgent {
             message,
         };
         if self.agent.handle_packet(now, packet) {
+            if !self.knows(&path) && self.proved.len() < MAX_REMOTE {
+                self.proved.push(path);
+            }
             self.agent.handle_timeout(now);
         }
+    }
+
+    /// Whether an authentic check or answer has come over `path`.
+    #[must_use]
+    pub fn knows(&self, path: &Path) -> bool {
+        self.proved.contains(path)
     }
 
     /// Drives checks and consent.

@@ -212,7 +212,12 @@ impl Leg {
             return;
         }
         match &mut self.ice {
-            Ice::Lite(agent) => agent.set_local(&description.local),
+            Ice::Lite(agent) => {
+                agent.set_local(&description.local);
+                if let Some(remote) = &description.remote {
+                    agent.set_remote(remote);
+                }
+            }
             Ice::Full(agent) => agent.describe(now, description),
         }
         if description.fingerprint.is_some() {
@@ -292,6 +297,9 @@ impl Leg {
                         self.transmits.push_back((path, self.response.clone()));
                         if new_path {
                             self.events.push_back(LegEvent::PathSeen(path));
+                            if agent.nudge(path, &mut self.response) {
+                                self.transmits.push_back((path, self.response.clone()));
+                            }
                         }
                         if selected.is_some() {
                             self.path = selected;
@@ -304,9 +312,11 @@ impl Leg {
     }
 
     fn handle_dtls(&mut self, now: Instant, path: Path, datagram: &[u8]) {
-        if let Ice::Lite(agent) = &self.ice
-            && !agent.knows(&path)
-        {
+        let knows = match &self.ice {
+            Ice::Lite(agent) => agent.knows(&path),
+            Ice::Full(agent) => agent.knows(&path),
+        };
+        if !knows {
             return;
         }
         if self.dtls.is_none() {
@@ -322,7 +332,7 @@ impl Leg {
         };
         let (mut complete, mut closed) = (false, false);
         let data = &mut self.data;
-        let result = dtls.handle(now, datagram, |event| match event {
+        dtls.handle(now, datagram, |event| match event {
             DtlsEvent::Complete => complete = true,
             // Only what waits for the certificate check piles up; SCTP repeats the rest.
             DtlsEvent::Data(bytes) if data.len() < MAX_HELD_DATA => data.push_back(bytes),
@@ -331,10 +341,10 @@ impl Leg {
         });
         self.handshake_done |= complete;
         self.flush_dtls(Some(path));
-        match result {
-            Err(error) => self.finish(CloseReason::Handshake(error.to_string())),
-            Ok(()) if closed => self.finish(CloseReason::PeerClosed),
-            Ok(()) => self.advance(now),
+        if closed {
+            self.finish(CloseReason::PeerClosed);
+        } else {
+            self.advance(now);
         }
     }
 

@@ -279,6 +279,8 @@ impl Relay {
 
     /// Moves data, control datagrams and events on after a leg did something.
     fn settle(&mut self, now: Now, scratch: &mut Scratch, out: &mut impl Transmit) {
+        // Before any media: what makes a leg ready may end with a flight that its peer needs first.
+        self.flush(out);
         for side in [Side::Client, Side::Server] {
             self.pass_data(now.instant, side);
             self.pass_early(now, side, scratch, out);
@@ -290,6 +292,7 @@ impl Relay {
                     LegEvent::Established { took } => {
                         self.events.push_back(RelayEvent::Established(side, took));
                         // What came early goes out now.
+                        self.flush(out);
                         for side in [Side::Client, Side::Server] {
                             self.pass_data(now.instant, side);
                             self.pass_early(now, side, scratch, out);
@@ -305,6 +308,10 @@ impl Relay {
                 }
             }
         }
+        self.flush(out);
+    }
+
+    fn flush(&mut self, out: &mut impl Transmit) {
         for side in [Side::Client, Side::Server] {
             while let Some((path, datagram)) = self.leg_mut(side).poll_transmit() {
                 out.transmit(side, path, &datagram);

@@ -1,9 +1,10 @@
 //! The ICE-lite side of a client leg (RFC 8445 section 2.5): answers connectivity checks, learns
-//! the client's addresses from them and follows its nominations. It sends nothing by itself.
+//! the client's addresses from them and follows its nominations. Of itself it sends one check on
+//! each new path, see [`LiteAgent::nudge`].
 
 use crate::description::Creds;
 use is::Sha1HmacProvider;
-use is::stun::StunMessage;
+use is::stun::{StunMessage, TransId};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -55,11 +56,51 @@ pub struct LiteAgent {
     /// current one, because its checks cross our answer on the way.
     generations: Vec<Creds>,
     seen: Vec<Seen>,
+    remote: Option<Creds>,
     selected: Option<Path>,
     last_check: Option<Instant>,
 }
 
+/// PRIORITY of the check that a lite agent sends: a peer-reflexive candidate's (RFC 8445 section
+/// 5.1.2.1), which is what its path would be to the client if it did not know our candidate.
+const NUDGE_PRIORITY: u32 = (110 << 24) + (65535 << 8) + 255;
+
 impl LiteAgent {
+    /// Takes the client's credentials.
+    pub fn set_remote(&mut self, creds: &Creds) {
+        self.remote = Some(creds.clone());
+    }
+
+    /// A check of our own for a path that the client has just used. A lite agent need not send
+    /// any, but Pion nominates a pair only when it receives a check on it, or on a timer of 200 ms
+    /// (pion/ice `controllingSelector`), and a join waits for that. The answer tells nothing that
+    /// the client's own check has not told, so it is ignored, as are losses.
+    pub fn nudge(&self, path: Path, request: &mut Vec<u8>) -> bool {
+        let (Some(local), Some(remote)) = (self.generations.first(), &self.remote) else {
+            return false;
+        };
+        let hmac = |key: &[u8], parts: &[&[u8]]| is::DefaultSha1HmacProvider.sha1_hmac(key, parts);
+        let username = format!("{}:{}", remote.ufrag, local.ufrag);
+        // The tie-breaker decides nothing: a lite agent is never in a role conflict that it wins.
+        let check = StunMessage::binding_request(
+            &username,
+            TransId::new(),
+            false,
+            u64::from(path.remote.port()),
+            NUDGE_PRIORITY,
+            false,
+        );
+        // 20 header, USERNAME of at most 516, four attributes of at most 24, FINGERPRINT 8.
+        request.resize(1024, 0);
+        match check.to_bytes(Some(remote.pwd.as_bytes()), request, hmac) {
+            Ok(len) => {
+                request.truncate(len);
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
     /// Takes new local credentials: the start of the session, or an ICE restart.
     pub fn set_local(&mut self, creds: &Creds) {
         if self.generations.first() != Some(creds) {

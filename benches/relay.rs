@@ -1,0 +1,165 @@
+//! What a relayed packet costs, stage by stage: receive, unprotect, rule, protect, send.
+//! `make bench`; docs/benchmarks.md has the figures and what they mean.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
+use auralink_proto::description::{MediaKind, TrackRule};
+use auralink_proto::dtls::{Identity, SrtpKeys, SrtpProtectionProfile};
+use auralink_proto::flow::Flow;
+use auralink_proto::srtp::Srtp;
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use quinn_udp::{BATCH_SIZE, RecvMeta, Transmit, UdpSockRef, UdpSocketState};
+use std::hint::black_box;
+use std::io::IoSliceMut;
+use std::net::UdpSocket;
+
+const SSRC: u32 = 7;
+
+fn rtp(len: usize, sequence: u16, payload_type: u8) -> Vec<u8> {
+    let mut packet = vec![0x80, payload_type];
+    packet.extend(sequence.to_be_bytes());
+    packet.extend((u32::from(sequence) * 960).to_be_bytes());
+    packet.extend(SSRC.to_be_bytes());
+    packet.resize(len, 0x55);
+    packet
+}
+
+fn pair(profile: SrtpProtectionProfile, identity: &Identity) -> (Srtp, Srtp) {
+    let len = match profile {
+        SrtpProtectionProfile::Srtp_Aead_Aes_128_Gcm => 56,
+        _ => 60,
+    };
+    let keys = |is_client| SrtpKeys {
+        profile,
+        material: (0..len).collect(),
+        is_client,
+    };
+    (
+        Srtp::new(&keys(true), identity).unwrap(),
+        Srtp::new(&keys(false), identity).unwrap(),
+    )
+}
+
+fn srtp(c: &mut Criterion) {
+    let identity = Identity::generate().unwrap();
+    for (name, profile) in [
+        ("gcm", SrtpProtectionProfile::Srtp_Aead_Aes_128_Gcm),
+        ("cm_sha1_80", SrtpProtectionProfile::Srtp_Aes128_Cm_Hmac_Sha1_80),
+    ] {
+        for len in [100, 1200] {
+            let mut group = c.benchmark_group(format!("srtp/{name}/{len}"));
+            group.throughput(Throughput::Elements(1));
+            let (mut sender, mut receiver) = pair(profile, &identity);
+            let plain = rtp(len, 1, 111);
+            let mut protected = Vec::new();
+            group.bench_function("protect", |b| {
+                b.iter(|| assert!(sender.protect_rtp(black_box(&plain), &mut protected)));
+            });
+            let mut out = Vec::new();
+            group.bench_function("unprotect", |b| {
+                b.iter(|| assert!(receiver.unprotect_rtp(black_box(&protected), &mut out)));
+            });
+        }
+    }
+}
+
+fn flow(c: &mut Criterion) {
+    let mut group = c.benchmark_group("rule");
+    group.throughput(Throughput::Elements(1));
+    let rule = |rule: TrackRule| {
+        let mut flow = Flow::default();
+        flow.set_rules(
+            &[TrackRule {
+                ssrcs: vec![SSRC],
+                kind: MediaKind::Audio,
+                ..rule
+            }],
+            None,
+        );
+        flow
+    };
+    let mut none = Flow::default();
+    let mut wrap = rule(TrackRule {
+        wrap_red: Some((111, 63)),
+        default_bytes_per_second: 14_687,
+        ..TrackRule::default()
+    });
+    let mut shed = rule(TrackRule {
+        shed_red: Some(63),
+        shed_always: true,
+        ..TrackRule::default()
+    });
+    let plain = rtp(100, 1, 111);
+    let mut red = rtp(17, 1, 63);
+    red[12..17].copy_from_slice(&[0x80 | 111, 0x0f, 0x00, 80, 111]);
+    red.resize(17 + 80 + 80, 0x55);
+    for (name, flow, packet) in [
+        ("none", &mut none, &plain),
+        ("wrap", &mut wrap, &plain),
+        ("shed", &mut shed, &red),
+    ] {
+        group.bench_function(name, |b| {
+            let mut buffer = Vec::with_capacity(2048);
+            b.iter(|| {
+                buffer.clear();
+                buffer.extend_from_slice(packet);
+                black_box(flow.apply(&mut buffer, packet.len(), 0));
+            });
+        });
+    }
+}
+
+/// The kernel's share, through the same library as the workers.
+fn socket(c: &mut Criterion) {
+    let bound = || {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let state = UdpSocketState::new(UdpSockRef::from(&socket)).unwrap();
+        (socket, state)
+    };
+    for len in [100, 1200] {
+        let mut group = c.benchmark_group(format!("socket/{len}"));
+        group.throughput(Throughput::Elements(1));
+        let ((from, from_state), (to, to_state)) = (bound(), bound());
+        let bytes = vec![0x55; len];
+        let send = |contents: &[u8]| {
+            let transmit = Transmit {
+                destination: to.local_addr().unwrap(),
+                ecn: None,
+                contents,
+                segment_size: None,
+                src_ip: None,
+            };
+            from_state.try_send(UdpSockRef::from(&from), &transmit).unwrap();
+        };
+        let mut buffers = vec![vec![0u8; 64 * 1024]; BATCH_SIZE];
+        let mut metas = vec![RecvMeta::default(); BATCH_SIZE];
+        let mut receive = || {
+            let mut slices: Vec<IoSliceMut<'_>> =
+                buffers.iter_mut().map(|b| IoSliceMut::new(b)).collect();
+            to_state
+                .recv(UdpSockRef::from(&to), &mut slices, &mut metas)
+                .unwrap()
+        };
+        group.bench_function("send_and_receive_one", |b| {
+            b.iter(|| {
+                send(&bytes);
+                assert_eq!(receive(), 1);
+            });
+        });
+        group.bench_function("send", |b| {
+            // Drained between batches, outside the time.
+            b.iter_batched(
+                || {
+                    to.set_nonblocking(true).unwrap();
+                    let mut buffer = [0; 2048];
+                    while to.recv(&mut buffer).is_ok() {}
+                    to.set_nonblocking(false).unwrap();
+                },
+                |()| send(&bytes),
+                BatchSize::NumIterations(64),
+            );
+        });
+    }
+}
+
+criterion_group!(benches, srtp, flow, socket);
+criterion_main!(benches);
