@@ -43,7 +43,10 @@ fn srtp(c: &mut Criterion) {
     let identity = Identity::generate().unwrap();
     for (name, profile) in [
         ("gcm", SrtpProtectionProfile::Srtp_Aead_Aes_128_Gcm),
-        ("cm_sha1_80", SrtpProtectionProfile::Srtp_Aes128_Cm_Hmac_Sha1_80),
+        (
+            "cm_sha1_80",
+            SrtpProtectionProfile::Srtp_Aes128_Cm_Hmac_Sha1_80,
+        ),
     ] {
         for len in [100, 1200] {
             let mut group = c.benchmark_group(format!("srtp/{name}/{len}"));
@@ -128,7 +131,9 @@ fn socket(c: &mut Criterion) {
                 segment_size: None,
                 src_ip: None,
             };
-            from_state.try_send(UdpSockRef::from(&from), &transmit).unwrap();
+            from_state
+                .try_send(UdpSockRef::from(&from), &transmit)
+                .unwrap();
         };
         let mut buffers = vec![vec![0u8; 64 * 1024]; BATCH_SIZE];
         let mut metas = vec![RecvMeta::default(); BATCH_SIZE];

@@ -97,9 +97,8 @@ impl App {
         runtime: tokio::runtime::Handle,
     ) -> Result<Arc<Self>, Fault> {
         let mut salt = [0; 16];
-        getrandom::fill(&mut salt).map_err(|error| {
-            Fault::internal(What::Defect, "no randomness").because(error)
-        })?;
+        getrandom::fill(&mut salt)
+            .map_err(|error| Fault::internal(What::Defect, "no randomness").because(error))?;
         Ok(Arc::new(Self {
             media,
             live,
@@ -227,7 +226,13 @@ impl App {
                         "reason" => reason.name(),
                     )
                     .increment(1);
-                    tracing::info!(session, ?target, side = side.name(), ?reason, "media is over");
+                    tracing::info!(
+                        session,
+                        ?target,
+                        side = side.name(),
+                        ?reason,
+                        "media is over"
+                    );
                     self.pc_closed(session, target);
                 }
             }
@@ -341,8 +346,7 @@ pub(crate) struct Door(pub(crate) Arc<App>);
 impl Sessions for Door {
     fn open(&self, opening: &Opening<'_>) -> Result<Opened, Fault> {
         let app = &self.0;
-        let claims =
-            token::find(opening.authorization, opening.query).map(token::claims);
+        let claims = token::find(opening.authorization, opening.query).map(token::claims);
         let resumed = resumed_sid(opening.query);
         let known = resumed
             .as_ref()
@@ -463,8 +467,7 @@ impl SignalSession for Signal {
     }
 
     fn leave_frame(&mut self) -> Option<Verdict> {
-        self.accepted
-            .then(|| self.leave(proto::ACTION_RECONNECT))
+        self.accepted.then(|| self.leave(proto::ACTION_RECONNECT))
     }
 
     fn closed(&mut self, how: Closed) {

@@ -114,8 +114,7 @@ pub async fn run(settings: Settings, path: &Path) -> Result<(), Fault> {
 
 async fn shutdown_signal() -> Result<(), Fault> {
     use tokio::signal::unix::{SignalKind, signal};
-    let cannot =
-        |error| Fault::internal(What::Config, "cannot listen for signals").because(error);
+    let cannot = |error| Fault::internal(What::Config, "cannot listen for signals").because(error);
     let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
     tokio::select! {

@@ -42,10 +42,7 @@ pub(super) fn bind_tcp(addr: SocketAddr) -> io::Result<TcpListener> {
     with_wildcard(addr, make).map_err(|error| named("TCP", addr, &error))
 }
 
-fn with_wildcard<T>(
-    addr: SocketAddr,
-    make: impl Fn(SocketAddr) -> io::Result<T>,
-) -> io::Result<T> {
+fn with_wildcard<T>(addr: SocketAddr, make: impl Fn(SocketAddr) -> io::Result<T>) -> io::Result<T> {
     match make(addr) {
         Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {
             let ip: IpAddr = match addr {

@@ -41,7 +41,9 @@ pub(super) async fn accept(
         let media = media.clone();
         tokio::spawn(async move {
             let _permit = permit;
-            let handed = tokio::time::timeout(FIRST_FRAME, hand_over(stream, advertised, remote, &media)).await;
+            let handed =
+                tokio::time::timeout(FIRST_FRAME, hand_over(stream, advertised, remote, &media))
+                    .await;
             if !matches!(handed, Ok(Ok(()))) {
                 metrics::counter!("auralink_tcp_refused_total").increment(1);
             }

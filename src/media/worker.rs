@@ -5,9 +5,7 @@
 
 use super::sender::{Run, Udp};
 use super::tcp::Connection;
-use super::{
-    Command, LegSnapshot, MediaEvent, PcSnapshot, SessionId, Snapshot, WorkerCounters,
-};
+use super::{Command, LegSnapshot, MediaEvent, PcSnapshot, SessionId, Snapshot, WorkerCounters};
 use arc_swap::ArcSwap;
 use auralink_proto::aic::ntp_middle;
 use auralink_proto::description::{PcDescription, Target};
@@ -278,11 +276,10 @@ impl State {
                         IoSliceMut::new(buffers.next().map_or(&mut [], |buffer| &mut buffer[..]))
                     })
                 };
-                socket.udp.state.recv(
-                    UdpSockRef::from(&socket.udp.socket),
-                    &mut slices,
-                    metas,
-                )
+                socket
+                    .udp
+                    .state
+                    .recv(UdpSockRef::from(&socket.udp.socket), &mut slices, metas)
             };
             let count = match count {
                 Ok(count) => count,
@@ -327,14 +324,8 @@ impl State {
         let Some((key, pc)) = key.and_then(|key| Some((key, self.pcs.get_mut(key)?))) else {
             return;
         };
-        pc.relay.receive(
-            now,
-            side,
-            path,
-            datagram,
-            &mut self.scratch,
-            &mut self.out,
-        );
+        pc.relay
+            .receive(now, side, path, datagram, &mut self.scratch, &mut self.out);
         // Only control datagrams change timers or raise events.
         if !matches!(classify(datagram), Kind::Rtp | Kind::Rtcp) {
             self.after(key);

@@ -35,7 +35,15 @@ impl Hint {
     pub fn to_bytes(self) -> [u8; HINT_LEN] {
         let [a, b, c, d] = self.sent.to_be_bytes();
         let flags = u8::from(self.voice) << 7 | u8::from(self.redundancy) << 6;
-        [self.version << 4 | self.rung & 0x0f, flags, self.ratio, a, b, c, d]
+        [
+            self.version << 4 | self.rung & 0x0f,
+            flags,
+            self.ratio,
+            a,
+            b,
+            c,
+            d,
+        ]
     }
 
     /// Reads the element's data. Longer data than this version knows is read as far as known.
@@ -128,6 +136,10 @@ mod tests {
         for _ in 0..500 {
             predictor.observe(20, 100);
         }
-        assert!((50..=53).contains(&predictor.ratio()), "{}", predictor.ratio());
+        assert!(
+            (50..=53).contains(&predictor.ratio()),
+            "{}",
+            predictor.ratio()
+        );
     }
 }

@@ -23,12 +23,14 @@ const PEER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1);
 const FLIGHT_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Each retransmission waits twice as long as the one before (RFC 6347 section 4.2.4.1), up to
-/// this.
-const MAX_FLIGHT_INTERVAL: Duration = Duration::from_secs(8);
+/// this: Pion repeats every second, browsers sooner.
+const MAX_FLIGHT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// So many come before the handshake has failed: 32 s with the intervals above, and as many as
-/// `rtc-dtls` has in it.
-const MAX_RETRANSMISSIONS: u32 = 7;
+/// So many come before the handshake has failed: 30 s with the intervals above.
+const MAX_RETRANSMISSIONS: u32 = 30;
+
+/// So many of them `rtc-dtls` makes, with fresh record sequence numbers, before it would give up.
+const LIBRARY_RETRANSMISSIONS: u32 = 7;
 
 /// Handshake records remembered: five messages make a flight, so this is a dozen fragments each.
 const MAX_SEEN: usize = 64;
@@ -215,7 +217,9 @@ impl Dtls {
         if !self.complete && !self.is_news(datagram) {
             return;
         }
-        let events = self.endpoint.read(now, PEER, None, BytesMut::from(datagram));
+        let events = self
+            .endpoint
+            .read(now, PEER, None, BytesMut::from(datagram));
         for e in events.unwrap_or_default() {
             match e {
                 EndpointEvent::HandshakeComplete => {
@@ -316,15 +320,17 @@ impl Dtls {
             return Err(DtlsError("no answer to the handshake".to_owned()));
         }
         self.retransmissions += 1;
-        let interval = FLIGHT_INTERVAL * (1 << self.retransmissions);
+        let interval = FLIGHT_INTERVAL * (1 << self.retransmissions.min(8));
         self.due = Some(now + interval.min(MAX_FLIGHT_INTERVAL));
-        if self.endpoint.poll_timeout(&PEER).is_some() {
+        if self.retransmissions <= LIBRARY_RETRANSMISSIONS
+            && self.endpoint.poll_timeout(&PEER).is_some()
+        {
             self.endpoint
                 .handle_timeout(PEER, now)
                 .map_err(DtlsError::new)?;
             self.pump();
         } else {
-            // The library forgot its timer when a part of the peer's flight came.
+            // The library forgot its timer when a part of the peer's flight came, or is at its end.
             self.out.extend(self.flight.iter().cloned());
         }
         Ok(())

@@ -161,9 +161,10 @@ impl Flow {
         if let Some(id) = rule.aic_id {
             let native = wire_len as u64 + if rule.shed_red.is_some() { 0 } else { saved };
             let sent = (native.saturating_sub(saved)).max(1);
-            stream
-                .predictor
-                .observe(usize::try_from(sent).unwrap_or(0), usize::try_from(native).unwrap_or(1));
+            stream.predictor.observe(
+                usize::try_from(sent).unwrap_or(0),
+                usize::try_from(native).unwrap_or(1),
+            );
             if let Some(header) = RtpHeader::parse(packet) {
                 let hint = Hint {
                     version: VERSION,
@@ -208,7 +209,10 @@ impl Flow {
     /// How many streams are being shed at the moment.
     #[must_use]
     pub fn shedding(&self) -> usize {
-        self.streams.values().filter(|stream| stream.shedding).count()
+        self.streams
+            .values()
+            .filter(|stream| stream.shedding)
+            .count()
     }
 }
 
@@ -361,6 +365,9 @@ mod tests {
         flow.apply(&mut packet, len, 0xabcd);
         let header = RtpHeader::parse(&packet).unwrap();
         let hint = Hint::parse(header.extension(&packet, 16).unwrap()).unwrap();
-        assert_eq!((hint.version, hint.sent, hint.redundancy), (VERSION, 0xabcd, true));
+        assert_eq!(
+            (hint.version, hint.sent, hint.redundancy),
+            (VERSION, 0xabcd, true)
+        );
     }
 }

@@ -4,7 +4,9 @@
 use crate::description::{Creds, LegDescription};
 use crate::stun::Path;
 use is::stun::{StunMessage, StunPacket};
-use is::{Candidate, CandidateKind, IceAgent, IceAgentEvent, IceConnectionState, IceCreds, Protocol};
+use is::{
+    Candidate, CandidateKind, IceAgent, IceAgentEvent, IceConnectionState, IceCreds, Protocol,
+};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 

@@ -290,23 +290,21 @@ impl Leg {
 
     fn stun(&mut self, now: Instant, path: Path, datagram: &[u8]) {
         match &mut self.ice {
-            Ice::Lite(agent) => {
-                match agent.handle(now, path, datagram, &mut self.response) {
-                    Checked::Ignored => {}
-                    Checked::Answered { new_path, selected } => {
-                        self.transmits.push_back((path, self.response.clone()));
-                        if new_path {
-                            self.events.push_back(LegEvent::PathSeen(path));
-                            if agent.nudge(path, &mut self.response) {
-                                self.transmits.push_back((path, self.response.clone()));
-                            }
-                        }
-                        if selected.is_some() {
-                            self.path = selected;
+            Ice::Lite(agent) => match agent.handle(now, path, datagram, &mut self.response) {
+                Checked::Ignored => {}
+                Checked::Answered { new_path, selected } => {
+                    self.transmits.push_back((path, self.response.clone()));
+                    if new_path {
+                        self.events.push_back(LegEvent::PathSeen(path));
+                        if agent.nudge(path, &mut self.response) {
+                            self.transmits.push_back((path, self.response.clone()));
                         }
                     }
+                    if selected.is_some() {
+                        self.path = selected;
+                    }
                 }
-            }
+            },
             Ice::Full(agent) => agent.handle(now, path, datagram),
         }
     }

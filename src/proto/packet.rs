@@ -203,9 +203,10 @@ pub fn append_extension(packet: &mut Vec<u8>, header: &RtpHeader, id: u8, data: 
             };
             let profile = u16::from_be_bytes([prefix[0], prefix[1]]);
             let two_byte = !fits_one_byte || is_two_byte(profile);
-            let Some(elements) =
-                Elements::new(profile, packet.get(at + 4..header.header_len).unwrap_or_default())
-            else {
+            let Some(elements) = Elements::new(
+                profile,
+                packet.get(at + 4..header.header_len).unwrap_or_default(),
+            ) else {
                 return false;
             };
             for (id, data) in elements {
@@ -305,7 +306,10 @@ mod tests {
 
     #[test]
     fn one_byte_elements_become_two_byte_ones_for_a_high_id() {
-        let mut p = packet(Some((ONE_BYTE, &[0x10, 0x55, 0x41, b'1', b'2', 0, 0, 0])), b"voice");
+        let mut p = packet(
+            Some((ONE_BYTE, &[0x10, 0x55, 0x41, b'1', b'2', 0, 0, 0])),
+            b"voice",
+        );
         let header = RtpHeader::parse(&p).unwrap();
         assert_eq!(header.extension(&p, 4).unwrap(), b"12");
         assert!(append_extension(&mut p, &header, 16, b"abcdefg"));

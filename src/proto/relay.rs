@@ -204,7 +204,14 @@ impl Relay {
         let received = leg.receive(now.instant, path, datagram, &mut scratch.plain);
         match received {
             Received::Rtp | Received::Rtcp => {
-                self.pass(now, side, received, Some((path, datagram.len())), scratch, out);
+                self.pass(
+                    now,
+                    side,
+                    received,
+                    Some((path, datagram.len())),
+                    scratch,
+                    out,
+                );
             }
             Received::Unauthentic => self.flow_mut(side).stats.dropped_unauthentic += 1,
             Received::Data | Received::Nothing => self.settle(now, scratch, out),

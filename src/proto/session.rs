@@ -12,8 +12,9 @@ use crate::description::{
 use crate::policy::{Mode, Policy};
 use crate::sdp::{Edit, Media, MediaSteer, Sdp, Setup, free_extmap_ids, rewrite};
 use crate::signal::{
-    ACTION_RESUME, AddTrack, Frame, Join, JoinEdit, JoinRequestInfo, Participant, RequestVisitor, ResponseVisitor,
-    SdpSlot, SignalError, Track, Verdict, edit_join_request, edit_request, edit_response,
+    ACTION_RESUME, AddTrack, Frame, Join, JoinEdit, JoinRequestInfo, Participant, RequestVisitor,
+    ResponseVisitor, SdpSlot, SignalError, Track, Verdict, edit_join_request, edit_request,
+    edit_response,
 };
 use crate::steering::{MID_URI, Tracks, aic_id, down_rules, steer, up_rules};
 use std::collections::HashMap;
@@ -127,11 +128,7 @@ impl Session {
     ///
     /// # Errors
     /// When it is not what LiveKit would take.
-    pub fn query(
-        &mut self,
-        env: &mut dyn Env,
-        query: &str,
-    ) -> Result<Option<String>, SignalError> {
+    pub fn query(&mut self, env: &mut dyn Env, query: &str) -> Result<Option<String>, SignalError> {
         let Some(encoded) = join_request_of(query) else {
             let value = |key: &str| {
                 query
@@ -633,7 +630,10 @@ impl ResponseVisitor for Visit<'_> {
 
     fn join(&mut self, join: Join) -> JoinEdit {
         let session = &mut *self.session;
-        session.facts.participant_sid.clone_from(&join.participant_sid);
+        session
+            .facts
+            .participant_sid
+            .clone_from(&join.participant_sid);
         session.facts.room.clone_from(&join.room_name);
         for participant in join.other_participants {
             for track in participant.tracks {

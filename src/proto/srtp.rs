@@ -46,7 +46,10 @@ impl Srtp {
                 &config.keys.remote_master_key,
                 &config.keys.remote_master_salt,
             )?,
-            outbound: context(&config.keys.local_master_key, &config.keys.local_master_salt)?,
+            outbound: context(
+                &config.keys.local_master_key,
+                &config.keys.local_master_salt,
+            )?,
             profile: name,
         })
     }

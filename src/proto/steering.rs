@@ -194,14 +194,17 @@ pub(crate) fn down_rules(
             let speech = track.is_some_and(|track| {
                 !track.stereo && !track.encrypted && track.source != SOURCE_SCREEN_SHARE_AUDIO
             });
-            let sheds = speech && policy.audio.red != RedPolicy::Keep && !opus_says(media, "sprop-stereo");
+            let sheds =
+                speech && policy.audio.red != RedPolicy::Keep && !opus_says(media, "sprop-stereo");
             let answered = client.iter().find(|client| client.mid == media.mid);
             let rule = TrackRule {
                 ssrcs: media.ssrcs.clone(),
                 mid: media.mid.clone(),
                 track_sid: sid,
                 kind: media.kind,
-                shed_red: sheds.then(|| media.codec("red").map(|red| red.pt)).flatten(),
+                shed_red: sheds
+                    .then(|| media.codec("red").map(|red| red.pt))
+                    .flatten(),
                 shed_always: policy.audio.red == RedPolicy::Off,
                 aic_id: answered.and_then(aic_id),
                 ..TrackRule::default()

@@ -152,7 +152,10 @@ impl LiteAgent {
         let Some((local, _)) = message.split_username() else {
             return Checked::Ignored;
         };
-        let Some(generation) = self.generations.iter().position(|creds| creds.ufrag == local)
+        let Some(generation) = self
+            .generations
+            .iter()
+            .position(|creds| creds.ufrag == local)
         else {
             return Checked::Ignored;
         };
@@ -335,15 +338,25 @@ mod tests {
         let (mut agent, mut out, now) = (agent(), vec![], Instant::now());
         let mut forged = creds(1);
         forged.pwd.push('x');
-        for request in [check(&creds(2), 1, true), check(&forged, 1, true), vec![0; 20]] {
-            assert_eq!(agent.handle(now, path(1), &request, &mut out), Checked::Ignored);
+        for request in [
+            check(&creds(2), 1, true),
+            check(&forged, 1, true),
+            vec![0; 20],
+        ] {
+            assert_eq!(
+                agent.handle(now, path(1), &request, &mut out),
+                Checked::Ignored
+            );
         }
         assert_eq!(agent.selected(), None);
         let request = check(&creds(1), 1, true);
         assert_eq!(addressed_ufrag(&request), Some("ufrag1"));
         assert_eq!(
             agent.handle(now, path(1), &request, &mut out),
-            Checked::Answered { new_path: true, selected: Some(path(1)) }
+            Checked::Answered {
+                new_path: true,
+                selected: Some(path(1))
+            }
         );
         let reply = StunMessage::parse(&out).unwrap();
         assert_eq!(reply.mapped_address(), Some(path(1).remote));

