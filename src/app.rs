@@ -24,7 +24,8 @@ const LEFT_GRACE: Duration = Duration::from_secs(1);
 pub(crate) struct Cell {
     pub(crate) id: SessionId,
     pub(crate) worker: usize,
-    pub(crate) room: String,
+    /// What the token says; in memory only, logs and pages have the hash.
+    claims: token::Claims,
     pub(crate) identity_hash: String,
     pub(crate) policy: Policy,
     pub(crate) opened: Instant,
@@ -37,16 +38,22 @@ struct Inner {
     /// Counts signalling connections: a resume takes over from the one before.
     incarnation: u64,
     signalling_open: bool,
+    /// LiveKit has answered 101 at least once.
+    accepted: bool,
     open_pcs: u32,
     gone: bool,
     /// Legs that are up, until the first peer connection has both.
     legs_up: Vec<(Target, Side)>,
     joined: bool,
-    /// Sockets of server legs that wait for the first description.
-    sockets: [Vec<UdpSocket>; 2],
+    sockets: Bound,
 }
 
 impl Cell {
+    /// The room's name.
+    pub(crate) fn room(&self) -> &str {
+        &self.claims.room
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -153,15 +160,16 @@ impl App {
         Arc::new(Cell {
             id,
             worker,
-            room: claims.room.clone(),
+            claims: claims.clone(),
             identity_hash: self.identity_hash(&claims.identity),
             policy,
             opened: Instant::now(),
-            name: format!("s{id}"),
+            name: id.to_string(),
             inner: Mutex::new(Inner {
                 session,
                 incarnation: 0,
                 signalling_open: false,
+                accepted: false,
                 open_pcs: 0,
                 gone: false,
                 legs_up: Vec::new(),
@@ -184,16 +192,22 @@ impl App {
             bound: &mut inner.sockets,
         };
         let result = f(&mut inner.session, &mut env)?;
-        if !inner.gone {
-            while let Some(description) = inner.session.poll_update() {
-                let at = usize::from(description.target == Target::Subscriber);
-                let sockets = std::mem::take(&mut inner.sockets[at]);
-                inner.open_pcs += u32::from(!sockets.is_empty());
-                self.media
-                    .describe(cell.worker, cell.id, description, sockets);
-            }
-        }
+        self.tell_media(cell, inner);
         Ok(result)
+    }
+
+    fn tell_media(&self, cell: &Cell, inner: &mut Inner) {
+        // Nothing is told of a session that LiveKit has not accepted, or that is over.
+        if !inner.accepted || inner.gone {
+            return;
+        }
+        while let Some(description) = inner.session.poll_update() {
+            let at = usize::from(description.target == Target::Subscriber);
+            let sockets = std::mem::take(&mut inner.sockets[at]);
+            inner.open_pcs += u32::from(!sockets.is_empty());
+            self.media
+                .describe(cell.worker, cell.id, description, sockets);
+        }
     }
 
     /// Takes what media workers report, until they are gone.
@@ -272,18 +286,25 @@ impl App {
 
     /// Frees everything of a session.
     fn end(&self, cell: &Arc<Cell>) {
-        {
+        let sid = {
             let mut inner = cell.lock();
             if std::mem::replace(&mut inner.gone, true) {
                 return;
             }
             inner.sockets = [Vec::new(), Vec::new()];
-        }
+            inner.session.facts().participant_sid.clone()
+        };
         self.media.close(cell.worker, cell.id);
         let mut registry = self.registry();
         registry.all.remove(&cell.id);
-        registry.by_sid.retain(|_, other| other.id != cell.id);
-        tracing::info!(session = %cell.name, age = ?cell.opened.elapsed(), "session ended");
+        if registry
+            .by_sid
+            .get(&sid)
+            .is_some_and(|other| other.id == cell.id)
+        {
+            registry.by_sid.remove(&sid);
+        }
+        tracing::info!(session = cell.id, age = ?cell.opened.elapsed(), "session ended");
     }
 
     /// Ends what needs no renegotiation in sessions whose room is `off` now.
@@ -292,31 +313,42 @@ impl App {
             if cell.policy.mode == Mode::Off {
                 continue;
             }
-            // Identity and key aren't kept: a room that is off for everyone is off.
-            if self.live.policy(&cell.room, "", "").mode == Mode::Off {
+            let claims = &cell.claims;
+            let now = self
+                .live
+                .policy(&claims.room, &claims.identity, &claims.api_key);
+            if now.mode == Mode::Off {
                 let stopped = self.with(&cell, |session, _| {
                     session.stop_shedding();
                     Ok(())
                 });
                 if stopped.is_ok() {
-                    tracing::info!(session = %cell.name, "room is off now: shedding ended");
+                    tracing::info!(
+                        session = cell.id,
+                        "off by the new configuration: shedding ended"
+                    );
                 }
             }
         }
     }
 }
 
+/// Sockets of server legs that wait for the first description, by target.
+type Bound = [Vec<UdpSocket>; 2];
+
 /// What a session may do while it handles a message.
 struct Binding<'a> {
     media: &'a Media,
-    bound: &'a mut [Vec<UdpSocket>; 2],
+    bound: &'a mut Bound,
 }
 
 impl Env for Binding<'_> {
     fn random(&mut self, bytes: &mut [u8]) {
-        // App::new has proved that the system has randomness; it does not lose it (getrandom(2)).
-        if getrandom::fill(bytes).is_err() {
-            tracing::error!("the system's randomness is gone");
+        // App::new has proved that the system has randomness, and it does not lose it
+        // (getrandom(2)). If it did, going on would mean credentials that anybody can guess.
+        if let Err(error) = getrandom::fill(bytes) {
+            tracing::error!(%error, "the system's randomness is gone; the process ends");
+            std::process::exit(1);
         }
     }
 
@@ -346,31 +378,44 @@ pub(crate) struct Door(pub(crate) Arc<App>);
 impl Sessions for Door {
     fn open(&self, opening: &Opening<'_>) -> Result<Opened, Fault> {
         let app = &self.0;
-        let claims = token::find(opening.authorization, opening.query).map(token::claims);
+        let claims = token::find(opening.authorization, opening.query)
+            .map(token::claims)
+            .unwrap_or_default();
         let resumed = resumed_sid(opening.query);
+        // Every participant of a room knows the others' sids: only the one whose session it is
+        // may touch it, and only once LiveKit has accepted the token (see `accepted`).
         let known = resumed
             .as_ref()
-            .and_then(|sid| app.registry().by_sid.get(sid).cloned());
+            .and_then(|sid| app.registry().by_sid.get(sid).cloned())
+            .filter(|cell| cell.claims == claims);
         let unknown_resume = resumed.is_some() && known.is_none();
-        let cell = known.unwrap_or_else(|| app.make(&claims.unwrap_or_default()));
-        let query = app
-            .with(&cell, |session, env| session.query(env, opening.query))
-            .map_err(|error| fault(&error, true))?;
-        let incarnation = {
-            let mut inner = cell.lock();
-            inner.incarnation += 1;
-            inner.incarnation
+        let (cell, query, resumed) = if let Some(cell) = known {
+            // The token is not checked yet: a copy of the session edits the query, and takes the
+            // session's place if LiveKit accepts.
+            let mut copy = cell.lock().session.clone();
+            let mut sockets = Bound::default();
+            let mut env = Binding {
+                media: &app.media,
+                bound: &mut sockets,
+            };
+            let query = copy.query(&mut env, opening.query);
+            (cell, query, Some((copy, sockets)))
+        } else {
+            let cell = app.make(&claims);
+            let query = app.with(&cell, |session, env| session.query(env, opening.query));
+            (cell, query, None)
         };
         Ok(Opened {
+            query: query.map_err(|error| fault(&error, true))?,
             session: Box::new(Signal {
                 app: app.clone(),
                 cell,
-                incarnation,
+                incarnation: 0,
                 accepted: false,
+                resumed,
                 unknown_resume,
                 sid: String::new(),
             }),
-            query,
         })
     }
 }
@@ -381,6 +426,8 @@ struct Signal {
     cell: Arc<Cell>,
     incarnation: u64,
     accepted: bool,
+    /// What becomes of the session that it resumes, if LiveKit accepts, and sockets bound for it.
+    resumed: Option<(Session, Bound)>,
     /// It resumes a session that this process does not know.
     unknown_resume: bool,
     sid: String,
@@ -410,7 +457,24 @@ impl SignalSession for Signal {
         self.accepted = true;
         {
             let mut inner = self.cell.lock();
+            if inner.gone {
+                // It ended while LiveKit was being asked: the client has to join anew.
+                self.unknown_resume = true;
+                return;
+            }
+            if let Some((session, sockets)) = self.resumed.take() {
+                inner.session = session;
+                for (slot, bound) in inner.sockets.iter_mut().zip(sockets) {
+                    if !bound.is_empty() {
+                        *slot = bound;
+                    }
+                }
+            }
+            inner.incarnation += 1;
+            self.incarnation = inner.incarnation;
             inner.signalling_open = true;
+            inner.accepted = true;
+            self.app.tell_media(&self.cell, &mut inner);
         }
         let known = self
             .app
@@ -426,8 +490,8 @@ impl SignalSession for Signal {
             .fetch_add(1, Ordering::Relaxed);
         }
         tracing::info!(
-            session = %self.cell.name,
-            room = %self.cell.room,
+            session = self.cell.id,
+            room = %self.cell.room(),
             identity = %self.cell.identity_hash,
             mode = %self.cell.policy.mode,
             generation = self.cell.policy.generation,
@@ -437,7 +501,11 @@ impl SignalSession for Signal {
     }
 
     fn refused(&mut self, status: u16) {
-        tracing::info!(session = %self.cell.name, status, "the server refused the session");
+        tracing::info!(
+            session = self.cell.id,
+            status,
+            "the server refused the session"
+        );
     }
 
     fn client_frame(&mut self, frame: Frame<'_>) -> Result<Verdict, Fault> {
@@ -472,22 +540,18 @@ impl SignalSession for Signal {
 
     fn closed(&mut self, how: Closed) {
         if !self.accepted {
-            // Nothing was told to media unless a resumed session's query was edited; that one
-            // lives on with its grace.
-            if !self.app.registry().all.contains_key(&self.cell.id) {
-                self.app.media.close(self.cell.worker, self.cell.id);
-            }
+            // Nothing was told to media, and what it prepared goes with it.
             return;
         }
         let left = {
             let mut inner = self.cell.lock();
-            if inner.incarnation != self.incarnation {
+            if inner.incarnation != self.incarnation || inner.gone {
                 return;
             }
             inner.signalling_open = false;
             inner.session.facts().left || how.by == By::Drain
         };
-        tracing::info!(session = %self.cell.name, by = ?how.by, code = how.code, left, "signalling closed");
+        tracing::info!(session = self.cell.id, by = ?how.by, code = how.code, left, "signalling closed");
         let grace = if left {
             LEFT_GRACE
         } else {

@@ -53,7 +53,7 @@ impl Overview {
             for cell in cells {
                 let meter = meters
                     .entry(cell.id)
-                    .or_insert_with(|| rooms.enter(&cell.room));
+                    .or_insert_with(|| rooms.enter(cell.room()));
                 if let Some([up, down]) = traffic.get(&cell.id) {
                     meter.observe(up.into(), down.into());
                 }
@@ -96,7 +96,7 @@ impl Overview {
                 let (sdk, version, open) = cell.facts();
                 SessionStatus {
                     id: cell.id,
-                    room: cell.room.clone(),
+                    room: cell.room().to_owned(),
                     identity_hash: cell.identity_hash.clone(),
                     mode: cell.policy.mode.name(),
                     generation: cell.policy.generation,

@@ -24,8 +24,7 @@ use std::time::Duration;
 /// Where media is spoken.
 #[derive(Debug, Clone)]
 pub struct MediaConfig {
-    /// Addresses advertised to clients and to LiveKit, at most one per family is used for UDP to
-    /// LiveKit.
+    /// Addresses advertised to clients and to LiveKit; every server leg has a socket on each.
     pub ips: Vec<IpAddr>,
     /// First client-side UDP port; worker `n` has this one plus `n`. 0: the system chooses each.
     pub udp_port: u16,

@@ -36,6 +36,7 @@ pub(super) async fn accept(
         };
         // Beyond the bound the connection is dropped: the client's UDP candidates remain.
         let Ok(permit) = pending.clone().try_acquire_owned() else {
+            metrics::counter!("auralink_tcp_refused_total").increment(1);
             continue;
         };
         let media = media.clone();

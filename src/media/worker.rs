@@ -3,6 +3,8 @@
 //! Every turn: commands, sockets that are ready (each for a bounded number of datagrams), timers.
 //! Nothing here blocks but the poll itself.
 
+mod streams;
+
 use super::sender::{Run, Udp};
 use super::tcp::Connection;
 use super::{Command, LegSnapshot, MediaEvent, PcSnapshot, SessionId, Snapshot, WorkerCounters};
@@ -138,6 +140,8 @@ struct State {
     by_path: HashMap<Path, usize>,
     timers: BinaryHeap<Reverse<(Instant, usize)>>,
     ready: VecDeque<usize>,
+    /// TCP connections that were not read to their end in the last turn.
+    tcp_ready: VecDeque<usize>,
     scratch: Scratch,
     setup: Setup,
     next_snapshot: Instant,
@@ -167,6 +171,7 @@ pub(super) fn spawn(mut setup: Setup) -> io::Result<(Arc<Waker>, JoinHandle<()>)
         by_path: HashMap::new(),
         timers: BinaryHeap::new(),
         ready: VecDeque::new(),
+        tcp_ready: VecDeque::new(),
         scratch: Scratch::default(),
         setup,
         next_snapshot: Instant::now() + SNAPSHOT_EVERY,
@@ -197,7 +202,7 @@ impl State {
         let mut buffers = vec![vec![0u8; SLOT]; BATCH_SIZE];
         let mut metas = vec![RecvMeta::default(); BATCH_SIZE];
         loop {
-            let timeout = if self.ready.is_empty() {
+            let timeout = if self.ready.is_empty() && self.tcp_ready.is_empty() {
                 let due = self.timers.peek().map(|Reverse((due, _))| *due);
                 let due = due.map_or(self.next_snapshot, |due| due.min(self.next_snapshot));
                 due.saturating_duration_since(now().instant)
@@ -215,7 +220,7 @@ impl State {
                 let Token(token) = event.token();
                 if event.token() == WAKER {
                 } else if token & TCP != 0 {
-                    self.tcp_ready(token & !TCP, event.is_writable());
+                    self.tcp_event(token & !TCP, event.is_writable());
                 } else if let Some(socket) = self.out.sockets.get_mut(token)
                     && !socket.queued
                 {
@@ -230,6 +235,11 @@ impl State {
             for _ in 0..self.ready.len() {
                 if let Some(socket) = self.ready.pop_front() {
                     self.read(socket, &mut buffers, &mut metas);
+                }
+            }
+            for _ in 0..self.tcp_ready.len() {
+                if let Some(connection) = self.tcp_ready.pop_front() {
+                    self.read_tcp(connection);
                 }
             }
             self.timers();
@@ -327,8 +337,16 @@ impl State {
         pc.relay
             .receive(now, side, path, datagram, &mut self.scratch, &mut self.out);
         // Only control datagrams change timers or raise events.
-        if !matches!(classify(datagram), Kind::Rtp | Kind::Rtcp) {
-            self.after(key);
+        match classify(datagram) {
+            Kind::Rtp | Kind::Rtcp => {}
+            kind => {
+                // Whoever proved an address last has it: a participant who takes another's (a
+                // forged source) loses it to that one's next check.
+                if kind == Kind::Stun && side == Side::Client && pc.relay.client_knows(&path) {
+                    self.by_path.insert(path, key);
+                }
+                self.after(key);
+            }
         }
     }
 
@@ -359,8 +377,16 @@ impl State {
             let report = match event {
                 RelayEvent::PathSeen(path) => {
                     self.by_path.insert(path, key);
-                    if !pc.paths.contains(&path) {
-                        pc.paths.push(path);
+                    pc.paths.push(path);
+                    continue;
+                }
+                RelayEvent::PathForgotten(path) => {
+                    pc.paths.retain(|known| *known != path);
+                    if self.by_path.get(&path) == Some(&key) {
+                        self.by_path.remove(&path);
+                    }
+                    if let Some(tcp) = self.out.tcp_by_path.get(&path) {
+                        self.out.broken_tcp.push(*tcp);
                     }
                     continue;
                 }
@@ -561,84 +587,6 @@ impl State {
                 self.out.by_local.remove(&socket.udp.local);
                 // Closing it would do the same; this says it out loud.
                 let _ = self.poll.registry().deregister(&mut socket.udp.socket);
-            }
-        }
-    }
-
-    fn add_tcp(
-        &mut self,
-        stream: std::net::TcpStream,
-        local: SocketAddr,
-        remote: SocketAddr,
-        received: Vec<u8>,
-    ) {
-        let path = Path {
-            local,
-            remote,
-            tcp: true,
-        };
-        let mut connection = Connection::new(stream, received);
-        let entry = self.out.tcp.vacant_entry();
-        let key = entry.key();
-        let interest = Interest::READABLE | Interest::WRITABLE;
-        if self
-            .poll
-            .registry()
-            .register(connection.stream(), Token(TCP | key), interest)
-            .is_err()
-        {
-            return;
-        }
-        entry.insert((path, connection));
-        self.out.tcp_by_path.insert(path, key);
-        self.tcp_ready(key, false);
-    }
-
-    fn tcp_ready(&mut self, key: usize, writable: bool) {
-        let mut frame = Vec::new();
-        loop {
-            let Some((path, connection)) = self.out.tcp.get_mut(key) else {
-                return;
-            };
-            let path = *path;
-            if writable && connection.flush().is_err() {
-                self.out.broken_tcp.push(key);
-                return;
-            }
-            let drained = match connection.fill() {
-                Ok(drained) => drained,
-                Err(_) => {
-                    self.out.broken_tcp.push(key);
-                    true
-                }
-            };
-            let now = now();
-            while self
-                .out
-                .tcp
-                .get_mut(key)
-                .is_some_and(|(_, connection)| connection.next_frame(&mut frame))
-            {
-                self.datagram(now, Owner::Clients, path, &frame);
-            }
-            if drained {
-                return;
-            }
-        }
-    }
-
-    fn drop_broken_tcp(&mut self) {
-        while let Some(key) = self.out.broken_tcp.pop() {
-            let Some((path, mut connection)) = self.out.tcp.try_remove(key) else {
-                continue;
-            };
-            let _ = self.poll.registry().deregister(connection.stream());
-            self.out.tcp_by_path.remove(&path);
-            if let Some(pc) = self.by_path.remove(&path)
-                && let Some(pc) = self.pcs.get_mut(pc)
-            {
-                pc.relay.path_lost(&path);
-                pc.paths.retain(|known| *known != path);
             }
         }
     }

@@ -78,6 +78,8 @@ impl CloseReason {
 pub enum LegEvent {
     /// The peer may send on this path: datagrams from there belong to this leg.
     PathSeen(Path),
+    /// The path was forgotten for a newer one.
+    PathForgotten(Path),
     /// Keys are there; so long after the leg was made.
     Established {
         /// Since the leg was made.
@@ -197,6 +199,15 @@ impl Leg {
         self.srtp.as_ref().map(Srtp::profile)
     }
 
+    /// Whether the peer has proved that it may send on `path`.
+    #[must_use]
+    pub fn knows(&self, path: &Path) -> bool {
+        match &self.ice {
+            Ice::Lite(agent) => agent.knows(path),
+            Ice::Full(agent) => agent.knows(path),
+        }
+    }
+
     /// Username fragments under which the peer may address an ICE-lite leg.
     pub fn lite_ufrags(&self) -> impl Iterator<Item = &str> {
         let lite = match &self.ice {
@@ -292,13 +303,20 @@ impl Leg {
         match &mut self.ice {
             Ice::Lite(agent) => match agent.handle(now, path, datagram, &mut self.response) {
                 Checked::Ignored => {}
-                Checked::Answered { new_path, selected } => {
+                Checked::Answered {
+                    new_path,
+                    selected,
+                    forgotten,
+                } => {
                     self.transmits.push_back((path, self.response.clone()));
                     if new_path {
                         self.events.push_back(LegEvent::PathSeen(path));
                         if agent.nudge(path, &mut self.response) {
                             self.transmits.push_back((path, self.response.clone()));
                         }
+                    }
+                    if let Some(path) = forgotten {
+                        self.events.push_back(LegEvent::PathForgotten(path));
                     }
                     if selected.is_some() {
                         self.path = selected;
@@ -310,11 +328,7 @@ impl Leg {
     }
 
     fn handle_dtls(&mut self, now: Instant, path: Path, datagram: &[u8]) {
-        let knows = match &self.ice {
-            Ice::Lite(agent) => agent.knows(&path),
-            Ice::Full(agent) => agent.knows(&path),
-        };
-        if !knows {
+        if !self.knows(&path) {
             return;
         }
         if self.dtls.is_none() {

@@ -84,6 +84,8 @@ pub struct Scratch {
 pub enum RelayEvent {
     /// Datagrams that come over this path on the client side belong here.
     PathSeen(Path),
+    /// And no more.
+    PathForgotten(Path),
     /// The leg on this side is up.
     Established(Side, Duration),
     /// Over: this side ended first, for this reason.
@@ -155,6 +157,12 @@ impl Relay {
             Side::Client => &self.client,
             Side::Server => &self.server,
         }
+    }
+
+    /// Whether the client has proved that it may send on `path`.
+    #[must_use]
+    pub fn client_knows(&self, path: &Path) -> bool {
+        self.client.knows(path)
     }
 
     /// The direction that comes from `side`.
@@ -296,6 +304,9 @@ impl Relay {
             while let Some(event) = self.leg_mut(side).poll_event() {
                 match event {
                     LegEvent::PathSeen(path) => self.events.push_back(RelayEvent::PathSeen(path)),
+                    LegEvent::PathForgotten(path) => {
+                        self.events.push_back(RelayEvent::PathForgotten(path));
+                    }
                     LegEvent::Established { took } => {
                         self.events.push_back(RelayEvent::Established(side, took));
                         // What came early goes out now.

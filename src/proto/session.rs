@@ -47,7 +47,7 @@ pub struct SessionConfig {
     pub ufrag_prefix: String,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Pc {
     client: LegDescription,
     server: LegDescription,
@@ -63,7 +63,7 @@ struct Pc {
 }
 
 /// One participant's session. After every call, drain [`Session::poll_update`].
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Session {
     config: SessionConfig,
     pcs: [Option<Pc>; 2],

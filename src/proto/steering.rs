@@ -16,7 +16,7 @@ const DEFAULT_SPEECH_BYTES_PER_SECOND: u32 = 117_500 / 8;
 pub(crate) const MID_URI: &str = "urn:ietf:params:rtp-hdrext:sdes:mid";
 
 /// What is known of the tracks of a session.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Tracks {
     /// What the client publishes, by the client's own id.
     pub(crate) own: HashMap<String, AddTrack>,

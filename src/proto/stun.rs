@@ -46,6 +46,8 @@ pub enum Checked {
         new_path: bool,
         /// The path to send on changed to this one.
         selected: Option<Path>,
+        /// There was no room to remember the new path without forgetting this one.
+        forgotten: Option<Path>,
     },
 }
 
@@ -175,7 +177,7 @@ impl LiteAgent {
             self.generations.truncate(1);
         }
         self.last_check = Some(now);
-        let new_path = self.note(
+        let (new_path, forgotten) = self.note(
             now,
             path,
             message.prio().unwrap_or(0),
@@ -191,16 +193,24 @@ impl LiteAgent {
         Checked::Answered {
             new_path,
             selected: (self.selected != before).then_some(self.selected).flatten(),
+            forgotten,
         }
     }
 
-    fn note(&mut self, now: Instant, path: Path, priority: u32, nominated: bool) -> bool {
+    fn note(
+        &mut self,
+        now: Instant,
+        path: Path,
+        priority: u32,
+        nominated: bool,
+    ) -> (bool, Option<Path>) {
         if let Some(seen) = self.seen.iter_mut().find(|seen| seen.path == path) {
             seen.last_check = now;
             seen.priority = priority;
             seen.nominated |= nominated;
-            return false;
+            return (false, None);
         }
+        let mut forgotten = None;
         if self.seen.len() >= MAX_PATHS {
             let selected = self.selected;
             if let Some(oldest) = self
@@ -211,7 +221,7 @@ impl LiteAgent {
                 .min_by_key(|(_, seen)| seen.last_check)
                 .map(|(index, _)| index)
             {
-                self.seen.swap_remove(oldest);
+                forgotten = Some(self.seen.swap_remove(oldest).path);
             }
         }
         self.seen.push(Seen {
@@ -220,7 +230,7 @@ impl LiteAgent {
             last_check: now,
             nominated,
         });
-        true
+        (true, forgotten)
     }
 
     /// Firefox nominates every pair that works, again and again, so priority decides among live
@@ -355,7 +365,8 @@ mod tests {
             agent.handle(now, path(1), &request, &mut out),
             Checked::Answered {
                 new_path: true,
-                selected: Some(path(1))
+                selected: Some(path(1)),
+                forgotten: None
             }
         );
         let reply = StunMessage::parse(&out).unwrap();

@@ -17,3 +17,4 @@ mod handshake;
 mod hostile;
 mod ice;
 mod media;
+mod session;
