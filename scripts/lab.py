@@ -189,6 +189,7 @@ class Lab:
         # AuraLink passes "/" on, so an answer means that both are there.
         self._await_http(self.side, listen)
         self.direct, self.sidecar = f"ws://127.0.0.1:{http}", f"ws://127.0.0.1:{listen}"
+        self.livekit_udp = udp
         self.media_ports = list(range(side_udp, side_udp + self.workers))
 
     def _await_http(self, process: Process, port: int) -> None:
@@ -231,6 +232,12 @@ class Lab:
         ports = [x for port in self.media_ports for x in ("--port", str(port))]
         command = [self.tool("AURALINK_PYTHON"), str(CLIENTS / "python" / "wire.py"), "--seconds", str(seconds), *ports]
         return self.spawn(name, command)
+
+
+def socket_drops(ports: list[int]) -> int:
+    """Datagrams that the kernel threw away because the sockets on these UDP ports were full, since they were opened."""
+    lines = Path("/proc/net/udp").read_text().splitlines()[1:]
+    return sum(int(f[-1]) for f in (line.split() for line in lines) if int(f[1].split(":")[1], 16) in ports)
 
 
 def machine() -> str:

@@ -41,6 +41,8 @@ struct Inner {
     /// LiveKit has answered 101 at least once.
     accepted: bool,
     open_pcs: u32,
+    /// Peer connections that have ended.
+    ended_pcs: u32,
     gone: bool,
     /// Legs that are up, until the first peer connection has both.
     legs_up: Vec<(Target, Side)>,
@@ -171,6 +173,7 @@ impl App {
                 signalling_open: false,
                 accepted: false,
                 open_pcs: 0,
+                ended_pcs: 0,
                 gone: false,
                 legs_up: Vec::new(),
                 joined: false,
@@ -276,6 +279,7 @@ impl App {
         let over = {
             let mut inner = cell.lock();
             inner.open_pcs = inner.open_pcs.saturating_sub(1);
+            inner.ended_pcs += 1;
             inner.session.pc_closed(target);
             inner.open_pcs == 0 && !inner.signalling_open
         };
@@ -336,6 +340,14 @@ impl App {
 /// Sockets of server legs that wait for the first description, by target.
 type Bound = [Vec<UdpSocket>; 2];
 
+/// A session as its resume would make it.
+struct Resumed {
+    session: Session,
+    sockets: Bound,
+    /// As it was when the copy was made: a peer connection that has ended since cannot be resumed.
+    ended_pcs: u32,
+}
+
 /// What a session may do while it handles a message.
 struct Binding<'a> {
     media: &'a Media,
@@ -392,14 +404,25 @@ impl Sessions for Door {
         let (cell, query, resumed) = if let Some(cell) = known {
             // The token is not checked yet: a copy of the session edits the query, and takes the
             // session's place if LiveKit accepts.
-            let mut copy = cell.lock().session.clone();
+            let (mut copy, ended_pcs) = {
+                let inner = cell.lock();
+                (inner.session.clone(), inner.ended_pcs)
+            };
             let mut sockets = Bound::default();
             let mut env = Binding {
                 media: &app.media,
                 bound: &mut sockets,
             };
             let query = copy.query(&mut env, opening.query);
-            (cell, query, Some((copy, sockets)))
+            (
+                cell,
+                query,
+                Some(Resumed {
+                    session: copy,
+                    sockets,
+                    ended_pcs,
+                }),
+            )
         } else {
             let cell = app.make(&claims);
             let query = app.with(&cell, |session, env| session.query(env, opening.query));
@@ -426,8 +449,8 @@ struct Signal {
     cell: Arc<Cell>,
     incarnation: u64,
     accepted: bool,
-    /// What becomes of the session that it resumes, if LiveKit accepts, and sockets bound for it.
-    resumed: Option<(Session, Bound)>,
+    /// What becomes of the session that it resumes, if LiveKit accepts.
+    resumed: Option<Resumed>,
     /// It resumes a session that this process does not know.
     unknown_resume: bool,
     sid: String,
@@ -457,12 +480,16 @@ impl SignalSession for Signal {
         self.accepted = true;
         {
             let mut inner = self.cell.lock();
-            if inner.gone {
-                // It ended while LiveKit was being asked: the client has to join anew.
+            let outdated = |resumed: &Resumed| resumed.ended_pcs != inner.ended_pcs;
+            if inner.gone || self.resumed.as_ref().is_some_and(outdated) {
+                // It, or media of it, ended while LiveKit was being asked: the client has to join anew.
                 self.unknown_resume = true;
                 return;
             }
-            if let Some((session, sockets)) = self.resumed.take() {
+            if let Some(Resumed {
+                session, sockets, ..
+            }) = self.resumed.take()
+            {
                 inner.session = session;
                 for (slot, bound) in inner.sockets.iter_mut().zip(sockets) {
                     if !bound.is_empty() {

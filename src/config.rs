@@ -25,6 +25,10 @@ use std::time::Duration;
 /// A configuration file larger than this is refused, in bytes.
 pub const MAX_FILE: usize = 1 << 20;
 
+/// Longest query that can be allowed, in bytes: the `http` crate holds a request target of 65,534, and
+/// the path needs room.
+pub const MAX_QUERY: usize = 65_000;
+
 /// Most media workers, each with a UDP port of its own.
 pub const MAX_WORKERS: usize = 64;
 
@@ -119,7 +123,8 @@ pub struct Admin {
 pub struct Limits {
     /// `limits.max_header_bytes`: request line without its query, and header fields.
     pub max_header_bytes: usize,
-    /// `limits.max_query_bytes`: the query; LiveKit clients send a whole SDP in it.
+    /// `limits.max_query_bytes`: the query, at most [`MAX_QUERY`]; LiveKit clients send a whole SDP in
+    /// it.
     pub max_query_bytes: usize,
     /// `limits.max_frame_bytes`: one WebSocket message, from either side.
     pub max_frame_bytes: usize,
@@ -195,7 +200,7 @@ impl Default for Settings {
             },
             limits: Limits {
                 max_header_bytes: 64 << 10,
-                max_query_bytes: 256 << 10,
+                max_query_bytes: MAX_QUERY,
                 max_frame_bytes: 1 << 20,
                 header_timeout: Duration::from_secs(10),
                 dial_timeout: Duration::from_secs(5),

@@ -8,6 +8,9 @@ use std::fmt;
 
 use hyper::StatusCode;
 
+/// Counter: faults. Labels `side` and `what`.
+pub const FAULTS: &str = "auralink_faults_total";
+
 /// Whose fault it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Side {
@@ -196,7 +199,7 @@ impl Fault {
     /// Counts it and writes its log line. `path` is the request's path without query; `session` the session's id, or "".
     /// Clients' faults go to debug: strangers must not be able to fill the log.
     pub fn report(&self, path: &str, session: &str) {
-        metrics::counter!(crate::signal::FAULTS, "side" => self.side.as_str(), "what" => self.what.as_str())
+        metrics::counter!(FAULTS, "side" => self.side.as_str(), "what" => self.what.as_str())
             .increment(1);
         let (what, cause) = (self.what.as_str(), self.cause.as_deref().unwrap_or(""));
         // Never the whole of what a stranger may have made long; Debug escapes control characters.

@@ -7,14 +7,16 @@ use crate::admin::status::{
 };
 use crate::admin::{RoomMeter, Rooms, StatusSource};
 use crate::app::App;
-use crate::config::Live;
+use crate::config::{Live, Upstream};
 use crate::media::{LegSnapshot, Media, SessionId, Snapshot};
 use auralink_proto::description::Target;
 use auralink_proto::flow::FlowStats;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 /// How often rooms are metered: as often as workers publish.
 const METER_EVERY: Duration = Duration::from_secs(1);
@@ -49,7 +51,8 @@ impl Overview {
                 }
             }
             let cells = self.app.cells();
-            meters.retain(|id, _| cells.iter().any(|cell| cell.id == *id));
+            let live: HashSet<SessionId> = cells.iter().map(|cell| cell.id).collect();
+            meters.retain(|id, _| live.contains(id));
             for cell in cells {
                 let meter = meters
                     .entry(cell.id)
@@ -66,9 +69,9 @@ impl Overview {
         let mut every = tokio::time::interval(PROBE_EVERY);
         loop {
             every.tick().await;
-            let upstream = &self.live.load().upstream;
-            let dial = tokio::net::TcpStream::connect((upstream.host.as_str(), upstream.port));
-            let answers = matches!(tokio::time::timeout(PROBE_EVERY, dial).await, Ok(Ok(_)));
+            let upstream = self.live.load().upstream.clone();
+            let knock = tokio::time::timeout(PROBE_EVERY, answers(&upstream)).await;
+            let answers = matches!(knock, Ok(Ok(true)));
             self.upstream_answers.store(answers, Ordering::Relaxed);
         }
     }
@@ -116,6 +119,26 @@ impl Overview {
     }
 }
 
+/// Whether LiveKit answers. Over plain HTTP `GET` of its root has to bring a status below 500, as
+/// LiveKit gives it without a token. Over https it is enough that a connection is accepted: whether
+/// its certificate is good is found out by the first client.
+async fn answers(upstream: &Upstream) -> std::io::Result<bool> {
+    let mut stream = TcpStream::connect((upstream.host.as_str(), upstream.port)).await?;
+    if upstream.https {
+        return Ok(true);
+    }
+    let request = format!(
+        "GET {}/ HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n",
+        upstream.base_path,
+        upstream.authority()
+    );
+    stream.write_all(request.as_bytes()).await?;
+    // `HTTP/1.1 200`: RFC 9112 section 4.
+    let mut status_line = [0; 12];
+    stream.read_exact(&mut status_line).await?;
+    Ok(status_line.starts_with(b"HTTP/1.") && matches!(status_line[9], b'1'..=b'4'))
+}
+
 fn leg(leg: &LegSnapshot, is_client: bool) -> LegStatus {
     LegStatus {
         state: leg.state.name(),
@@ -128,7 +151,6 @@ fn leg(leg: &LegSnapshot, is_client: bool) -> LegStatus {
         }),
         protocol: leg.remote.map(|(_, tcp)| if tcp { "tcp" } else { "udp" }),
         srtp: leg.srtp,
-        rtt_ms: None,
     }
 }
 
@@ -268,5 +290,46 @@ impl From<&Traffic> for crate::admin::rooms::RoomBytes {
             wire: traffic.bytes,
             native: traffic.bytes_native,
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// Whether a server that says `reply` counts as one that answers; none: it accepts and hangs.
+    async fn probed(https: bool, reply: Option<&'static str>) -> bool {
+        let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let upstream = Upstream {
+            https,
+            host: "127.0.0.1".into(),
+            port: server.local_addr().unwrap().port(),
+            base_path: "/base".into(),
+        };
+        let serving = tokio::spawn(async move {
+            let (mut stream, _) = server.accept().await.unwrap();
+            let Some(reply) = reply else {
+                return std::future::pending().await;
+            };
+            let mut request = [0; 1024];
+            let len = stream.read(&mut request).await.unwrap();
+            assert!(request[..len].starts_with(b"GET /base/ HTTP/1.1\r\nHost: 127.0.0.1:"));
+            stream.write_all(reply.as_bytes()).await.unwrap();
+        });
+        let knock = tokio::time::timeout(Duration::from_millis(300), answers(&upstream)).await;
+        serving.abort();
+        matches!(knock, Ok(Ok(true)))
+    }
+
+    #[tokio::test]
+    async fn a_server_that_accepts_and_hangs_does_not_answer() {
+        assert!(probed(false, Some("HTTP/1.1 200 OK\r\n\r\nOK")).await);
+        assert!(probed(false, Some("HTTP/1.1 404 Not Found\r\n\r\n")).await);
+        assert!(!probed(false, Some("HTTP/1.1 502 Bad Gateway\r\n\r\n")).await);
+        assert!(!probed(false, Some("SSH-2.0-OpenSSH_9.6\r\n")).await);
+        assert!(!probed(false, Some("")).await);
+        assert!(!probed(false, None).await);
+        assert!(probed(true, None).await, "https: it accepts");
     }
 }

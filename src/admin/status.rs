@@ -34,7 +34,7 @@ pub struct Status {
 pub struct WorkerStatus {
     /// From 0.
     pub index: usize,
-    /// Its thread runs and answered lately.
+    /// The media threads run. One that ended makes it false for all: restart the process.
     pub alive: bool,
     /// Peer connections pinned to it.
     pub peer_connections: usize,
@@ -49,7 +49,7 @@ pub struct WorkerStatus {
 pub struct SessionStatus {
     /// As in the log.
     pub id: u64,
-    /// Empty until LiveKit has accepted the token.
+    /// As the token names it.
     pub room: String,
     /// 12 hex digits of a hash of the identity, salted anew in each process.
     pub identity_hash: String,
@@ -106,8 +106,6 @@ pub struct LegStatus {
     pub protocol: Option<&'static str>,
     /// The SRTP profile.
     pub srtp: Option<&'static str>,
-    /// Where it is measured.
-    pub rtt_ms: Option<f64>,
 }
 
 /// One direction.
@@ -193,7 +191,7 @@ impl Readiness {
 /// One thing that readiness depends on.
 #[derive(Debug, Clone, Serialize)]
 pub struct Check {
-    /// `listener`, `upstream`, `workers`, `config`.
+    /// `upstream`, `workers`, `config`.
     pub name: &'static str,
     /// How it is.
     pub state: CheckState,

@@ -19,7 +19,6 @@ impl StatusSource for Source {
             remote: Some(remote.into()),
             protocol: Some("udp"),
             srtp: Some("AEAD_AES_128_GCM"),
-            rtt_ms: None,
         };
         let up = Traffic {
             rtp_packets: 9,

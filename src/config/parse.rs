@@ -4,8 +4,8 @@ use super::values::{
     address, bitrate, bytes, choice, duration, glob, ip, level, number, packet, path, upstream,
 };
 use super::yaml::{self, Findings, Section};
-use super::{Admin, Limits, Loaded, Log, LogFormat, MAX_WORKERS, Media, Metrics, Places};
-use super::{Problem, Problems, Session, Settings, TlsFiles};
+use super::{Admin, Limits, Loaded, Log, LogFormat, MAX_QUERY, MAX_WORKERS, Media, Metrics};
+use super::{Places, Problem, Problems, Session, Settings, TlsFiles};
 use auralink_proto::policy::{
     AudioPolicy, Mode, Policy, RedPolicy, Rule, Rules, VideoCodec, VideoPolicy,
 };
@@ -137,7 +137,7 @@ fn limits(section: Section<'_>, base: &Limits) -> Limits {
         ),
         max_query_bytes: section.or(
             "max_query_bytes",
-            bytes(8 * kib..=4 * mib),
+            bytes(8 * kib..=MAX_QUERY),
             base.max_query_bytes,
         ),
         max_frame_bytes: section.or(
@@ -266,9 +266,6 @@ fn policy(section: &Section<'_>, base: Policy) -> Policy {
         max_bitrate: video
             .optional("max_bitrate", bitrate(30_000..=100_000_000))
             .or(old.max_bitrate),
-        max_layers: video
-            .optional("max_layers", number(1..=3))
-            .or(old.max_layers),
         screen_share: video.or("screen_share", choice(screens, &[]), old.screen_share),
     };
     video.done();

@@ -84,7 +84,6 @@ fn show_policy(out: &mut String, policy: &Policy) {
             .max_bitrate
             .map(|n| format!("max_bitrate: {}", show_bitrate(n))),
     );
-    parts.extend(video.max_layers.map(|n| format!("max_layers: {n}")));
     let screen = if video.screen_share { "same" } else { "keep" };
     parts.push(format!("screen_share: {screen}"));
     let _ = writeln!(out, "video: {{ {} }}", parts.join(", "));

@@ -95,7 +95,7 @@ fn a_rule_builds_on_the_defaults() {
     let s = parse(
         "defaults:
   audio: { max_bitrate: 20k, red: keep }
-  video: { codec: vp9, max_layers: 2 }
+  video: { codec: vp9, screen_share: same }
 rooms:
   - { match: a, mode: lean, audio: { packet: 60ms } }
   - { match: [b, 'c*'], mode: lean, video: { max_bitrate: 1.5M } }
@@ -108,7 +108,7 @@ rooms:
     );
     let mut video = VideoPolicy {
         codec: VideoCodec::Vp9,
-        max_layers: Some(2),
+        screen_share: true,
         ..VideoPolicy::default()
     };
     assert_eq!(a.video, Some(video));
@@ -229,6 +229,15 @@ fn a_room_s_effective_settings() {
         parse(&pasted).rules.resolve("xy", "", ""),
         s.rules.resolve("xy", "", "")
     );
+}
+
+#[test]
+fn the_longest_query_is_what_http_can_hold() {
+    let most = crate::signal::Limits::QUERY_CEILING;
+    assert_eq!(MAX_QUERY, most);
+    assert_eq!(Settings::default().limits.max_query_bytes, most);
+    let text = format!("limits: {{ max_query_bytes: {} }}", most + 1);
+    assert!(Settings::parse(&text).is_err());
 }
 
 #[test]

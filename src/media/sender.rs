@@ -1,11 +1,26 @@
-//! Outgoing datagrams, collected so that runs to one peer leave in one system call (GSO).
+//! Outgoing datagrams of a turn, collected so that many leave in one system call: runs to one peer
+//! by GSO, datagrams to different peers by sendmmsg. The kernel's send path is most of what a
+//! relayed packet costs (docs/benchmarks.md).
 
 use auralink_proto::stun::Path;
+use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrStorage, sendmmsg};
 use quinn_udp::{Transmit, UdpSockRef, UdpSocketState};
-use std::io;
+use std::cell::RefCell;
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
 
 /// Bytes of a run: the kernel takes at most 64 KiB in one GSO send.
 const MAX_RUN: usize = 60 * 1024;
+
+/// Runs that wait at most: a batch is sent when it has so many, or at the end of the turn.
+const MAX_RUNS: usize = 64;
+
+thread_local! {
+    /// Holds raw pointers, so it cannot move between threads with its worker.
+    static HEADERS: RefCell<MultiHeaders<SockaddrStorage>> =
+        RefCell::new(MultiHeaders::preallocate(MAX_RUNS, None));
+}
 
 /// A UDP socket and what quinn-udp knows of it.
 pub(super) struct Udp {
@@ -14,15 +29,12 @@ pub(super) struct Udp {
     /// Offload capabilities.
     pub(super) state: UdpSocketState,
     /// The address that peers know it by.
-    pub(super) local: std::net::SocketAddr,
+    pub(super) local: SocketAddr,
 }
 
 impl Udp {
     /// Wraps a bound, non-blocking socket.
-    pub(super) fn new(
-        socket: std::net::UdpSocket,
-        local: std::net::SocketAddr,
-    ) -> io::Result<Self> {
+    pub(super) fn new(socket: std::net::UdpSocket, local: SocketAddr) -> io::Result<Self> {
         let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
         Ok(Self {
             socket: mio::net::UdpSocket::from_std(socket),
@@ -30,72 +42,208 @@ impl Udp {
             local,
         })
     }
-
-    fn send(&self, path: Path, contents: &[u8], segment_size: Option<usize>) -> io::Result<()> {
-        self.state.try_send(
-            UdpSockRef::from(&self.socket),
-            &Transmit {
-                destination: path.remote,
-                ecn: None,
-                contents,
-                segment_size,
-                src_ip: None,
-            },
-        )
-    }
 }
 
-/// A run of equally long datagrams (the last may be shorter) for one path of one socket.
-#[derive(Default)]
-pub(super) struct Run {
-    target: Option<(usize, Path)>,
+/// Equally long datagrams (the last may be shorter) to one peer.
+struct Run {
+    remote: SocketAddr,
+    start: usize,
+    end: usize,
     segment: usize,
     count: usize,
-    bytes: Vec<u8>,
-    closed: bool,
 }
 
-impl Run {
-    /// Whether a datagram can join the run.
-    pub(super) fn takes(&self, socket: usize, path: Path, len: usize, max_segments: usize) -> bool {
-        self.target == Some((socket, path))
-            && !self.closed
-            && len <= self.segment
-            && self.count < max_segments
-            && self.bytes.len() + len <= MAX_RUN
-    }
+/// What waits to be sent on one socket.
+#[derive(Default)]
+pub(super) struct Batch {
+    runs: Vec<Run>,
+    bytes: Vec<u8>,
+}
 
-    /// Adds a datagram that [`Run::takes`], or starts a run with it.
-    pub(super) fn push(&mut self, socket: usize, path: Path, datagram: &[u8]) {
-        if self.count == 0 {
-            self.target = Some((socket, path));
-            self.segment = datagram.len();
-            self.closed = false;
+impl Batch {
+    /// Adds a datagram; `false`: the batch is full, send it first.
+    pub(super) fn push(&mut self, path: &Path, datagram: &[u8], max_segments: usize) -> bool {
+        if let Some(run) = self.runs.last_mut()
+            && run.remote == path.remote
+            && run.count < max_segments
+            && datagram.len() <= run.segment
+            // Nothing may follow a shorter one.
+            && run.end - run.start == run.count * run.segment
+            && run.end - run.start + datagram.len() <= MAX_RUN
+        {
+            self.bytes.extend_from_slice(datagram);
+            run.end += datagram.len();
+            run.count += 1;
+            return true;
         }
-        self.closed |= datagram.len() < self.segment;
+        if self.runs.len() >= MAX_RUNS {
+            return false;
+        }
+        let start = self.bytes.len();
         self.bytes.extend_from_slice(datagram);
-        self.count += 1;
+        self.runs.push(Run {
+            remote: path.remote,
+            start,
+            end: self.bytes.len(),
+            segment: datagram.len(),
+            count: 1,
+        });
+        true
     }
 
-    /// The socket of the run, while there is one.
-    pub(super) fn socket(&self) -> Option<usize> {
-        (self.count > 0).then_some(self.target?.0)
+    /// Whether anything waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.runs.is_empty()
     }
 
-    /// Sends the run. Returns datagrams sent and dropped.
+    /// Sends all of it. Returns datagrams sent and dropped: full buffers and unreachable peers lose
+    /// datagrams, as networks do; ICE notices.
     pub(super) fn flush(&mut self, udp: &Udp) -> (u64, u64) {
-        let Some((_, path)) = self.target.take() else {
-            return (0, 0);
-        };
-        let count = self.count as u64;
-        let segment_size = (self.count > 1).then_some(self.segment);
-        let result = udp.send(path, &self.bytes, segment_size);
-        self.count = 0;
+        let (mut sent, mut dropped) = (0, 0);
+        let mut rest = &self.runs[..];
+        while let Some(first) = rest.first() {
+            let singles = rest.iter().take_while(|run| run.count == 1).count();
+            let (tried, went) = if singles > 1 {
+                let went = send_each(udp, &rest[..singles], &self.bytes);
+                // An error ends sendmmsg at the datagram it is about: that one is lost.
+                (went.max(1), went)
+            } else {
+                (1, usize::from(send_run(udp, first, &self.bytes)))
+            };
+            for (index, run) in rest[..tried].iter().enumerate() {
+                if index < went {
+                    sent += run.count as u64;
+                } else {
+                    dropped += run.count as u64;
+                }
+            }
+            rest = &rest[tried..];
+        }
+        self.runs.clear();
         self.bytes.clear();
-        match result {
-            Ok(()) => (count, 0),
-            // Full buffers and unreachable peers lose datagrams, as networks do; ICE notices.
-            Err(_) => (0, count),
+        (sent, dropped)
+    }
+}
+
+fn send_run(udp: &Udp, run: &Run, bytes: &[u8]) -> bool {
+    let transmit = Transmit {
+        destination: run.remote,
+        ecn: None,
+        contents: &bytes[run.start..run.end],
+        segment_size: (run.count > 1).then_some(run.segment),
+        src_ip: None,
+    };
+    udp.state
+        .try_send(UdpSockRef::from(&udp.socket), &transmit)
+        .is_ok()
+}
+
+/// Sends single datagrams to different peers; how many went.
+fn send_each(udp: &Udp, runs: &[Run], bytes: &[u8]) -> usize {
+    let run = |index: usize| runs.get(index).or(runs.last());
+    let slices: [[IoSlice<'_>; 1]; MAX_RUNS] = std::array::from_fn(|index| {
+        [IoSlice::new(
+            run(index).map_or(&[], |run| &bytes[run.start..run.end]),
+        )]
+    });
+    let addresses: [Option<SockaddrStorage>; MAX_RUNS] =
+        std::array::from_fn(|index| run(index).map(|run| run.remote.into()));
+    HEADERS.with_borrow_mut(|headers| {
+        sendmmsg(
+            udp.socket.as_raw_fd(),
+            headers,
+            slices.iter().take(runs.len()),
+            addresses,
+            [],
+            MsgFlags::MSG_DONTWAIT,
+        )
+        .map_or(0, |results| results.count())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::UdpSocket;
+    use std::time::Duration;
+
+    fn bound() -> (UdpSocket, SocketAddr) {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket
+            .set_read_timeout(Some(Duration::from_secs(5)))
+            .unwrap();
+        let addr = socket.local_addr().unwrap();
+        (socket, addr)
+    }
+
+    #[test]
+    fn every_datagram_of_a_batch_arrives_whole_and_in_order() {
+        let (socket, local) = bound();
+        socket.set_nonblocking(true).unwrap();
+        let udp = Udp::new(socket, local).unwrap();
+        let peers = [bound(), bound(), bound()];
+        let mut expected: [Vec<Vec<u8>>; 3] = Default::default();
+        let mut batch = Batch::default();
+        // Singles, runs of equal ones, a shorter last one, and a longer one after it.
+        let plan = [
+            (0, 100),
+            (1, 90),
+            (2, 80),
+            (0, 50),
+            (0, 50),
+            (0, 50),
+            (0, 20),
+            (0, 60),
+            (1, 1200),
+            (1, 1200),
+            (2, 1),
+            (1, 3),
+        ];
+        let mut n = 0u8;
+        for (peer, len) in plan {
+            n += 1;
+            let datagram = vec![n; len];
+            let path = Path {
+                local,
+                remote: peers[peer].1,
+                tcp: false,
+            };
+            assert!(batch.push(&path, &datagram, udp.state.max_gso_segments()));
+            expected[peer].push(datagram);
+        }
+        assert_eq!(batch.flush(&udp), (plan.len() as u64, 0));
+        assert!(batch.is_empty());
+        for ((socket, _), expected) in peers.iter().zip(expected) {
+            for datagram in expected {
+                let mut buffer = [0; 2048];
+                let len = socket.recv(&mut buffer).unwrap();
+                assert_eq!(buffer[..len], datagram[..]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_datagram_that_cannot_be_sent_does_not_take_others_along() {
+        let (socket, local) = bound();
+        socket.set_nonblocking(true).unwrap();
+        let udp = Udp::new(socket, local).unwrap();
+        let (peer, remote) = bound();
+        let mut batch = Batch::default();
+        let to = |remote| Path {
+            local,
+            remote,
+            tcp: false,
+        };
+        // Port 0 cannot be sent to.
+        let nowhere = SocketAddr::new(remote.ip(), 0);
+        assert!(batch.push(&to(remote), b"first", 1));
+        assert!(batch.push(&to(nowhere), b"lost", 1));
+        assert!(batch.push(&to(remote), b"second", 1));
+        assert_eq!(batch.flush(&udp), (2, 1));
+        for expected in [&b"first"[..], b"second"] {
+            let mut buffer = [0; 64];
+            let len = peer.recv(&mut buffer).unwrap();
+            assert_eq!(&buffer[..len], expected);
         }
     }
 }

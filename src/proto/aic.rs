@@ -21,7 +21,7 @@ pub struct Hint {
     pub rung: u8,
     /// Voice activity.
     pub voice: bool,
-    /// The payload carries redundancy.
+    /// The stream may carry redundancy (RED) that the sender is not shedding.
     pub redundancy: bool,
     /// Predicted compression ratio, bytes sent over bytes native, in 1/255.
     pub ratio: u8,
@@ -105,7 +105,7 @@ impl RatioPredictor {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, clippy::panic)]
     use super::*;
 
     #[test]
@@ -141,5 +141,90 @@ mod tests {
             "{}",
             predictor.ratio()
         );
+    }
+
+    /// The rows of the table in docs/protocol.md whose heading begins with `first`, as cells without
+    /// their back quotes.
+    fn vectors(first: &str) -> Vec<Vec<String>> {
+        let text = include_str!("../../docs/protocol.md");
+        let rows: Vec<Vec<String>> = text
+            .lines()
+            .skip_while(|line| !line.starts_with(&format!("| {first} |")))
+            .skip(2)
+            .take_while(|line| line.starts_with('|'))
+            .map(|line| {
+                let cells = line.trim_matches('|').split('|');
+                cells.map(|cell| cell.trim().replace('`', "")).collect()
+            })
+            .collect();
+        assert!(rows.len() >= 2, "no table of {first:?} in docs/protocol.md");
+        rows
+    }
+
+    fn bytes(hex: &str) -> Vec<u8> {
+        hex.split(' ')
+            .map(|byte| u8::from_str_radix(byte, 16).unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn the_specification_s_hints_are_read_and_written() {
+        let mut read = 0;
+        for row in vectors("hint") {
+            let [said, data] = row.as_slice() else {
+                panic!("{row:?}");
+            };
+            let data = bytes(data);
+            if said.starts_with("none") {
+                assert_eq!(Hint::parse(&data), None, "{said}");
+                continue;
+            }
+            let value = |name: &str, radix| {
+                let found = said.split(", ").find_map(|part| part.strip_prefix(name));
+                u32::from_str_radix(found.unwrap().trim(), radix).unwrap()
+            };
+            let small = |name: &str| u8::try_from(value(name, 10)).unwrap();
+            let hint = Hint {
+                version: small("version"),
+                rung: small("rung"),
+                voice: value("V", 10) == 1,
+                redundancy: value("R", 10) == 1,
+                ratio: small("ratio"),
+                sent: value("sent", 16),
+            };
+            assert_eq!(Hint::parse(&data), Some(hint), "{said}");
+            assert_eq!(hint.to_bytes()[..], data, "{said}");
+            read += 1;
+        }
+        assert!(read >= 3);
+    }
+
+    #[test]
+    fn the_specification_s_times_are_ours() {
+        for row in vectors("time since the Unix epoch") {
+            let seconds = row[0].trim_end_matches(" s").replace(',', "");
+            let time = Duration::from_secs_f64(seconds.parse().unwrap());
+            assert_eq!(
+                ntp_middle(time).to_be_bytes()[..],
+                bytes(&row[1]),
+                "{}",
+                row[0]
+            );
+        }
+    }
+
+    #[test]
+    fn the_specification_s_packets_are_ours() {
+        use crate::packet::{RtpHeader, append_extension};
+        let data = bytes(&vectors("hint")[0][1]);
+        for row in vectors("packet before") {
+            let mut packet = bytes(&row[0]);
+            let id = row[1].parse().unwrap();
+            let header = RtpHeader::parse(&packet).unwrap();
+            assert!(append_extension(&mut packet, &header, id, &data));
+            assert_eq!(packet, bytes(&row[2]), "{row:?}");
+            let header = RtpHeader::parse(&packet).unwrap();
+            assert_eq!(header.extension(&packet, id), Some(&data[..]));
+        }
     }
 }

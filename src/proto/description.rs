@@ -56,7 +56,7 @@ pub struct LegDescription {
     pub remote_candidates: Vec<String>,
     /// The peer said `a=ice-lite`.
     pub remote_lite: bool,
-    /// Prefer the SRTP profile with the 10-byte tag (AES_CM_128_HMAC_SHA1_80) to the one with 16
+    /// Only the SRTP profile with the 10-byte tag (AES_CM_128_HMAC_SHA1_80), not the one with 16
     /// bytes (AEAD_AES_128_GCM): 6 bytes a packet are 5 % of lean audio.
     pub short_tags: bool,
     /// We are the controlling agent (RFC 8445 section 6.1.1). Never on the client leg.
@@ -71,8 +71,6 @@ pub struct TrackRule {
     pub ssrcs: Vec<u32>,
     /// `a=mid` of its m-section.
     pub mid: String,
-    /// LiveKit's track sid, where it is known.
-    pub track_sid: Option<String>,
     /// What the m-section carries.
     pub kind: MediaKind,
     /// Up: the client sends plain Opus (first) and the server expects RED (second): wrap each

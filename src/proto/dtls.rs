@@ -53,7 +53,7 @@ impl DtlsError {
 /// The process's certificate and the handshake settings made from it, shared by all legs.
 #[derive(Clone)]
 pub struct Identity {
-    /// By role, then by whether short tags are preferred.
+    /// By role, then by whether tags are to be short.
     client: [Arc<HandshakeConfig>; 2],
     server: [Arc<HandshakeConfig>; 2],
     provider: Arc<dyn RTCCryptoProvider>,
@@ -76,12 +76,15 @@ impl Identity {
             .ok_or_else(|| DtlsError("no certificate was made".to_owned()))?;
         let fingerprint = format!("sha-256 {}", hex_colons(&sha2::Sha256::digest(der)));
         let build = |is_client: bool, short_tags: bool| {
+            // Every WebRTC endpoint has AES_CM_128_HMAC_SHA1_80 (RFC 8827 section 6.5). It is the
+            // only one offered where its short tag is wanted: a DTLS server chooses by its own
+            // order, and browsers put GCM first.
             let mut profiles = vec![
                 SrtpProtectionProfile::Srtp_Aead_Aes_128_Gcm,
                 SrtpProtectionProfile::Srtp_Aes128_Cm_Hmac_Sha1_80,
             ];
             if short_tags {
-                profiles.reverse();
+                profiles.remove(0);
             }
             ConfigBuilder::default()
                 .with_crypto_provider(provider.clone())
@@ -93,6 +96,9 @@ impl Identity {
                 // Identity is the fingerprint out of the SDP, checked after the handshake and
                 // before any key is used (RFC 5763), not a chain of trust.
                 .with_insecure_skip_verify(true)
+                // Without a name the library warns and takes this one. Peers are known by their
+                // fingerprints.
+                .with_server_name(if is_client { "localhost" } else { "" }.to_owned())
                 .build(is_client, None)
                 .map(Arc::new)
                 .map_err(DtlsError::new)
@@ -168,8 +174,8 @@ pub struct Dtls {
 
 impl Dtls {
     /// Starts an association: as a client the ClientHello is ready to be taken from
-    /// [`Dtls::poll_transmit`], as a server the peer's is awaited. `short_tags` puts the SRTP profile
-    /// with the 10-byte tag first.
+    /// [`Dtls::poll_transmit`], as a server the peer's is awaited. `short_tags` offers only the SRTP
+    /// profile with the 10-byte tag.
     ///
     /// # Errors
     /// When the handshake cannot start.
@@ -202,12 +208,6 @@ impl Dtls {
             dtls.due = Some(now + FLIGHT_INTERVAL);
         }
         Ok(dtls)
-    }
-
-    /// Our role.
-    #[must_use]
-    pub fn role(&self) -> DtlsRole {
-        self.role
     }
 
     /// Takes a datagram. What cannot be read is dropped (RFC 6347 section 4.1.2.7): until the

@@ -38,7 +38,9 @@ pub struct FlowStats {
     pub data_packets: u64,
     /// Bytes on the wire.
     pub bytes: u64,
-    /// Bytes as they would have been without AuraLink.
+    /// Bytes as they would have been without AuraLink: without its hints, with the redundancy that
+    /// was shed, and with what the default publisher would have sent. An SRTP tag counts as long as it
+    /// is, so that the 6 bytes a packet that a lean client leg's short tags save are not in it.
     pub native_bytes: u64,
     /// Packets whose redundancy was shed.
     pub shed_packets: u64,
@@ -93,6 +95,8 @@ pub struct Flow {
 pub struct Applied {
     /// Bytes that this packet would have taken more in the default configuration.
     pub saved: u64,
+    /// Bytes that it has only because of AuraLink: its hint.
+    pub added: u64,
 }
 
 impl Flow {
@@ -113,7 +117,7 @@ impl Flow {
     /// Applies a stream's rule to a decrypted RTP packet. `wire_len` is what the packet took on
     /// the wire of its sender; `ntp` the middle 32 bits of the NTP time.
     pub fn apply(&mut self, packet: &mut Vec<u8>, wire_len: usize, ntp: u32) -> Applied {
-        const UNTOUCHED: Applied = Applied { saved: 0 };
+        const UNTOUCHED: Applied = Applied { saved: 0, added: 0 };
         if self.rules.is_empty() {
             return UNTOUCHED;
         }
@@ -141,7 +145,8 @@ impl Flow {
         let Some(rule) = stream.rule.and_then(|index| self.rules.get(index)) else {
             return UNTOUCHED;
         };
-        let mut saved = 0;
+        let (mut saved, mut added) = (0, 0);
+        let sheds = rule.shed_red.is_some() && (stream.shedding || rule.shed_always);
         if rule.default_bytes_per_second > 0 {
             saved += steering_saved(stream, rule, &header, packet, wire_len);
         }
@@ -151,8 +156,8 @@ impl Flow {
             red::wrap(packet, &header, red);
             self.stats.wrapped_packets += 1;
         }
-        if rule.shed_red == Some(header.payload_type)
-            && (stream.shedding || rule.shed_always)
+        if sheds
+            && rule.shed_red == Some(header.payload_type)
             && let Shed::Dropped(bytes) = red::shed(packet, &header)
         {
             saved += bytes as u64;
@@ -170,14 +175,16 @@ impl Flow {
                     version: VERSION,
                     rung: 0,
                     voice: header.payload(packet).len() > DTX_BYTES,
-                    redundancy: rule.shed_red.is_some() && !stream.shedding,
+                    redundancy: rule.shed_red.is_some() && !sheds,
                     ratio: stream.predictor.ratio(),
                     sent: ntp,
                 };
+                let before = packet.len();
                 append_extension(packet, &header, id, &hint.to_bytes());
+                added = (packet.len() - before) as u64;
             }
         }
-        Applied { saved }
+        Applied { saved, added }
     }
 
     /// Whether receiver reports about this direction's streams decide anything.
@@ -369,5 +376,49 @@ mod tests {
             (hint.version, hint.sent, hint.redundancy),
             (VERSION, 0xabcd, true)
         );
+    }
+
+    #[test]
+    fn the_hint_says_redundancy_only_while_none_is_shed() {
+        let hint = |flow: &mut Flow| {
+            let mut packet = red_packet(1);
+            let len = packet.len();
+            flow.apply(&mut packet, len, 0);
+            let header = RtpHeader::parse(&packet).unwrap();
+            Hint::parse(header.extension(&packet, 16).unwrap()).unwrap()
+        };
+        let rule = TrackRule {
+            aic_id: Some(16),
+            ..shed_rule()
+        };
+        let mut auto = flow(rule.clone());
+        assert!(hint(&mut auto).redundancy);
+        auto.report(SSRC, 0);
+        assert!(!hint(&mut auto).redundancy, "shed now");
+        let mut always = flow(TrackRule {
+            shed_always: true,
+            ..rule.clone()
+        });
+        assert!(!hint(&mut always).redundancy, "shed from the first packet");
+        let mut none = flow(TrackRule {
+            shed_red: None,
+            ..rule
+        });
+        assert!(!hint(&mut none).redundancy, "there is no RED");
+    }
+
+    #[test]
+    fn the_hint_is_no_part_of_what_was_saved() {
+        let mut flow = flow(TrackRule {
+            aic_id: Some(16),
+            shed_always: true,
+            ..shed_rule()
+        });
+        let mut packet = red_packet(1);
+        let len = packet.len() as u64;
+        let Applied { saved, added } = flow.apply(&mut packet, 100, 0);
+        assert_eq!(packet.len() as u64, len - saved + added);
+        // Four bytes of header and four of older speech; 4 + 2 + 7 bytes of hint, padded.
+        assert_eq!((saved, added), (8, 16));
     }
 }

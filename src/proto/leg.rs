@@ -311,9 +311,6 @@ impl Leg {
                     self.transmits.push_back((path, self.response.clone()));
                     if new_path {
                         self.events.push_back(LegEvent::PathSeen(path));
-                        if agent.nudge(path, &mut self.response) {
-                            self.transmits.push_back((path, self.response.clone()));
-                        }
                     }
                     if let Some(path) = forgotten {
                         self.events.push_back(LegEvent::PathForgotten(path));
@@ -376,6 +373,11 @@ impl Leg {
     fn advance(&mut self, now: Instant) {
         if self.closed {
             return;
+        }
+        if let Ice::Lite(agent) = &mut self.ice {
+            while let Some(path) = agent.nudge(&mut self.response) {
+                self.transmits.push_back((path, self.response.clone()));
+            }
         }
         if let Ice::Full(agent) = &mut self.ice {
             while let Some(event) = agent.poll_event() {

@@ -334,12 +334,12 @@ mod tests {
     proptest! {
         #[test]
         fn garbage_never_panics(mut bytes in proptest::collection::vec(any::<u8>(), 0..200), id in 0u8..=255) {
-            classify(&bytes);
+            let _ = classify(&bytes);
             report_blocks(&bytes, |_, _| {});
             if let Some(first) = bytes.first_mut() { *first = *first & 0x3f | 0x80; }
             if let Some(header) = RtpHeader::parse(&bytes) {
                 let payload = header.payload(&bytes).to_vec();
-                header.extension(&bytes, id);
+                let _ = header.extension(&bytes, id);
                 if append_extension(&mut bytes, &header, id, b"1234567") {
                     let after = RtpHeader::parse(&bytes).unwrap();
                     prop_assert_eq!(after.payload(&bytes), &payload[..]);

@@ -119,13 +119,12 @@ impl VideoCodec {
 /// Limits for video tracks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct VideoPolicy {
-    /// What publishers are steered to.
+    /// What publishers are steered to. LiveKit takes one list of codecs for a participant, so that it
+    /// is for screen share as well.
     pub codec: VideoCodec,
     /// Bits a second over all layers of a track; none: not limited.
     pub max_bitrate: Option<u32>,
-    /// Simulcast or spatial layers a publisher may send, 1 to 3; none: not limited.
-    pub max_layers: Option<u8>,
-    /// Screen share is treated as camera video; otherwise it is left alone.
+    /// `max_bitrate` is for screen share as well; otherwise its bitrate is left alone.
     pub screen_share: bool,
 }
 

@@ -12,9 +12,7 @@ use std::collections::HashSet;
 
 use crate::description::{Creds, Fingerprint, MediaKind};
 
-pub use rewrite::{
-    Edit, FreeExtmapIds, MediaSteer, candidate_attribute, edit_fragment, free_extmap_ids, rewrite,
-};
+pub use rewrite::{Edit, FreeExtmapIds, MediaSteer, candidate_attribute, free_extmap_ids, rewrite};
 
 /// Longest SDP that is read, in bytes. LiveKit's largest seen are about 30 kB; a room with 500
 /// subscribed tracks comes to some 200 kB.

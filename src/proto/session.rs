@@ -5,6 +5,8 @@
 //! told one of ours, and the other way round, so that a repeated SDP is rewritten to the same
 //! text and an ICE restart of either side is an ICE restart of both legs.
 
+mod visit;
+
 use crate::aic::EXTENSION_URI;
 use crate::description::{
     Creds, DtlsRole, HostCandidate, LegDescription, PcDescription, Target, TrackRule,
@@ -12,13 +14,13 @@ use crate::description::{
 use crate::policy::{Mode, Policy};
 use crate::sdp::{Edit, Media, MediaSteer, Sdp, Setup, free_extmap_ids, rewrite};
 use crate::signal::{
-    ACTION_RESUME, AddTrack, Frame, Join, JoinEdit, JoinRequestInfo, Participant, RequestVisitor,
-    ResponseVisitor, SdpSlot, SignalError, Track, Verdict, edit_join_request, edit_request,
-    edit_response,
+    Frame, JoinRequestInfo, RequestVisitor, SdpSlot, SignalError, Verdict, edit_join_request,
+    edit_request, edit_response,
 };
 use crate::steering::{MID_URI, Tracks, aic_id, down_rules, steer, up_rules};
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use visit::Visit;
 
 /// Candidates of LiveKit's that are remembered for a peer connection.
 const MAX_CANDIDATES: usize = 32;
@@ -79,8 +81,6 @@ pub struct Session {
 pub struct Facts {
     /// `PA_…`, by which the client resumes.
     pub participant_sid: String,
-    /// The room it is in.
-    pub room: String,
     /// Client SDK as a LiveKit `ClientInfo.SDK` number; 0 unknown.
     pub sdk: i32,
     /// Its version.
@@ -116,12 +116,6 @@ impl Session {
     #[must_use]
     pub fn facts(&self) -> &Facts {
         &self.facts
-    }
-
-    /// The policy it goes by.
-    #[must_use]
-    pub fn policy(&self) -> &Policy {
-        &self.config.policy
     }
 
     /// Edits the query of the signalling request: `join_request` holds the first offer.
@@ -524,170 +518,4 @@ fn percent_decode(value: &str) -> String {
         }
     }
     String::from_utf8_lossy(&bytes).into_owned()
-}
-
-/// A session and its environment for the time of one message.
-struct Visit<'a> {
-    session: &'a mut Session,
-    env: &'a mut dyn Env,
-}
-
-impl RequestVisitor for Visit<'_> {
-    fn sdp(&mut self, slot: SdpSlot, sdp: &str) -> Result<Option<String>, String> {
-        if sdp.is_empty() {
-            return Ok(None);
-        }
-        match slot {
-            SdpSlot::Offer => self
-                .session
-                .client_sdp(self.env, Target::Publisher, sdp, true)
-                .map(Some),
-            SdpSlot::Answer => self
-                .session
-                .client_sdp(self.env, Target::Subscriber, sdp, false)
-                .map(Some),
-            SdpSlot::SyncOffer | SdpSlot::SyncAnswer => Ok(self.session.sync_sdp(slot, sdp)),
-        }
-    }
-
-    fn trickle(&mut self, _target: Target, _candidate_init: &str) -> bool {
-        // The server's peer is the sidecar; the client's own addresses are none of its business.
-        false
-    }
-
-    fn add_track(&mut self, track: AddTrack) {
-        self.session.tracks.add_own(track);
-    }
-
-    fn leave(&mut self) {
-        self.session.facts.left = true;
-    }
-}
-
-impl Session {
-    /// SDP in a `sync_state`: the server's own is put back as it really was, the client's is
-    /// rewritten as it was when it passed.
-    fn sync_sdp(&self, slot: SdpSlot, text: &str) -> Option<String> {
-        let sdp = Sdp::parse(text).ok()?;
-        let dual = self.pcs[index(Target::Subscriber)].is_some();
-        let pc = self.pcs[index(if dual {
-            Target::Subscriber
-        } else {
-            Target::Publisher
-        })]
-        .as_ref()?;
-        let from_server = dual == (slot == SdpSlot::SyncOffer);
-        if from_server {
-            return Some(pc.server_text.clone());
-        }
-        Some(rewrite(
-            &sdp,
-            &Edit {
-                creds: pc.server.local.clone(),
-                fingerprint: self.config.fingerprint.clone(),
-                candidates: pc.server_candidates.clone(),
-                ice_lite: false,
-                setup: None,
-                extmaps: Vec::new(),
-                strip_extmap_uri: Some(EXTENSION_URI),
-                media: Vec::new(),
-            },
-        ))
-    }
-}
-
-impl ResponseVisitor for Visit<'_> {
-    fn sdp(
-        &mut self,
-        slot: SdpSlot,
-        sdp: &str,
-        mids: &[(String, String)],
-    ) -> Result<Option<String>, String> {
-        if sdp.is_empty() {
-            return Ok(None);
-        }
-        let (target, is_offer) = match slot {
-            SdpSlot::Offer | SdpSlot::SyncOffer => (Target::Subscriber, true),
-            SdpSlot::Answer | SdpSlot::SyncAnswer => (Target::Publisher, false),
-        };
-        self.session
-            .server_sdp(self.env, target, sdp, is_offer, mids)
-            .map(Some)
-    }
-
-    fn trickle(&mut self, target: Target, candidate_init: &str) -> bool {
-        let init: Option<serde_json::Value> = serde_json::from_str(candidate_init).ok();
-        if let Some(candidate) = init
-            .as_ref()
-            .and_then(|init| init.get("candidate"))
-            .and_then(serde_json::Value::as_str)
-            && !candidate.is_empty()
-        {
-            self.session.add_candidate(target, candidate);
-        }
-        false
-    }
-
-    fn join(&mut self, join: Join) -> JoinEdit {
-        let session = &mut *self.session;
-        session
-            .facts
-            .participant_sid
-            .clone_from(&join.participant_sid);
-        session.facts.room.clone_from(&join.room_name);
-        for participant in join.other_participants {
-            for track in participant.tracks {
-                session.tracks.add_other(track);
-            }
-        }
-        let wanted = session
-            .config
-            .policy
-            .video
-            .filter(|_| session.config.policy.mode != Mode::Off)
-            .and_then(|video| video.codec.mime());
-        let has = |mime: &str| {
-            join.enabled_publish_codecs
-                .iter()
-                .any(|enabled| enabled.eq_ignore_ascii_case(mime))
-        };
-        // A server that doesn't have the codec would leave the client with none.
-        let keep_publish_codecs = wanted.filter(|mime| has(mime)).map(|mime| {
-            join.enabled_publish_codecs
-                .iter()
-                .filter(|enabled| {
-                    !enabled.to_ascii_lowercase().starts_with("video/")
-                        || enabled.eq_ignore_ascii_case(mime)
-                })
-                .cloned()
-                .collect()
-        });
-        JoinEdit {
-            keep_publish_codecs,
-        }
-    }
-
-    fn participants(&mut self, participants: Vec<Participant>) {
-        for track in participants.into_iter().flat_map(|p| p.tracks) {
-            self.session.tracks.add_other(track);
-        }
-        self.session.tracks_changed();
-    }
-
-    fn track_published(&mut self, cid: &str, _track: Track) {
-        // An SDP whose msid uses the sid in place of the cid is found by it as well.
-        if let Some(own) = self.session.tracks.own.get(cid).cloned()
-            && !own.sid.is_empty()
-        {
-            self.session.tracks.own.insert(own.sid.clone(), own);
-        }
-    }
-
-    fn leave(&mut self, action: i32, _reason: i32) {
-        self.session.facts.left = action != ACTION_RESUME;
-    }
-
-    fn room_moved(&mut self, room_name: &str) {
-        room_name.clone_into(&mut self.session.facts.room);
-    }
 }

@@ -5,12 +5,27 @@ use rtc_dtls::extension::extension_use_srtp::SrtpProtectionProfile;
 use rtc_srtp::config::Config;
 use rtc_srtp::context::Context;
 use rtc_srtp::protection_profile::ProtectionProfile;
+use rustc_hash::FxHashSet;
+
+/// Streams whose packets are taken on one leg: a room of 1,000 subscribed tracks with RTX and
+/// three layers each has 6,000.
+const MAX_STREAMS: usize = 8192;
+
+/// Packets of unknown streams that a probe takes before it is made anew.
+const PROBES: u32 = 1024;
 
 /// Both directions of one leg.
 pub struct Srtp {
     inbound: Context,
     outbound: Context,
     profile: &'static str,
+    /// Tries the first packet of each stream. `rtc-srtp` keeps state for an SSRC before it knows
+    /// that the packet is authentic, so a stranger's random ones would fill the memory; the probe
+    /// is thrown away from time to time, and what it has authenticated goes to `inbound`.
+    probe: Context,
+    probes: u32,
+    known: [FxHashSet<u32>; 2],
+    fresh: Box<dyn Fn() -> Option<Context> + Send>,
 }
 
 impl Srtp {
@@ -41,17 +56,51 @@ impl Srtp {
         let context = |key: &[u8], salt: &[u8]| {
             Context::new(key, salt, profile, None, None, crypto).map_err(wrong)
         };
+        let keys = config.keys;
+        let inbound = || context(&keys.remote_master_key, &keys.remote_master_salt);
+        let (inbound, probe) = (inbound()?, inbound()?);
+        let outbound = context(&keys.local_master_key, &keys.local_master_salt)?;
+        let identity = identity.clone();
+        let fresh = move || {
+            let (key, salt) = (&keys.remote_master_key, &keys.remote_master_salt);
+            let crypto = identity.provider().crypto();
+            Context::new(key, salt, profile, None, None, crypto).ok()
+        };
         Ok(Self {
-            inbound: context(
-                &config.keys.remote_master_key,
-                &config.keys.remote_master_salt,
-            )?,
-            outbound: context(
-                &config.keys.local_master_key,
-                &config.keys.local_master_salt,
-            )?,
+            inbound,
+            outbound,
             profile: name,
+            probe,
+            probes: 0,
+            known: [FxHashSet::default(), FxHashSet::default()],
+            fresh: Box::new(fresh),
         })
+    }
+
+    /// Whether the stream of a packet, whose SSRC is at `at`, is known or proves itself with it.
+    fn admits(
+        &mut self,
+        rtcp: bool,
+        at: usize,
+        packet: &[u8],
+        authentic: impl FnOnce(&mut Context) -> bool,
+    ) -> bool {
+        let Some(ssrc) = packet.get(at..).and_then(|rest| rest.first_chunk()) else {
+            return false;
+        };
+        let ssrc = u32::from_be_bytes(*ssrc);
+        let known = &mut self.known[usize::from(rtcp)];
+        if known.contains(&ssrc) {
+            return true;
+        }
+        if self.probes >= PROBES
+            && let Some(fresh) = (self.fresh)()
+        {
+            self.probe = fresh;
+            self.probes = 0;
+        }
+        self.probes += 1;
+        known.len() < MAX_STREAMS && authentic(&mut self.probe) && known.insert(ssrc)
     }
 
     /// The negotiated profile's name.
@@ -63,11 +112,19 @@ impl Srtp {
     /// Authenticates and decrypts an RTP packet into `plain`, which is overwritten. `false`: not
     /// authentic.
     pub fn unprotect_rtp(&mut self, protected: &[u8], plain: &mut Vec<u8>) -> bool {
+        let authentic = |probe: &mut Context| probe.decrypt_rtp(protected).is_ok();
+        if !self.admits(false, 8, protected, authentic) {
+            return false;
+        }
         into(self.inbound.decrypt_rtp(protected), plain)
     }
 
     /// The same for RTCP.
     pub fn unprotect_rtcp(&mut self, protected: &[u8], plain: &mut Vec<u8>) -> bool {
+        let authentic = |probe: &mut Context| probe.decrypt_rtcp(protected).is_ok();
+        if !self.admits(true, 4, protected, authentic) {
+            return false;
+        }
         into(self.inbound.decrypt_rtcp(protected), plain)
     }
 

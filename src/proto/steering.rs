@@ -187,9 +187,8 @@ pub(crate) fn down_rules(
         .filter_map(|media| {
             let sid = track_sids
                 .get(&media.mid)
-                .cloned()
-                .or_else(|| media.msid.as_ref().map(|(_, track)| track.clone()));
-            let track = sid.as_ref().and_then(|sid| tracks.others.get(sid));
+                .or_else(|| media.msid.as_ref().map(|(_, track)| track));
+            let track = sid.and_then(|sid| tracks.others.get(sid));
             // A track of which nothing is known may be music or encrypted.
             let speech = track.is_some_and(|track| {
                 !track.stereo && !track.encrypted && track.source != SOURCE_SCREEN_SHARE_AUDIO
@@ -200,7 +199,6 @@ pub(crate) fn down_rules(
             let rule = TrackRule {
                 ssrcs: media.ssrcs.clone(),
                 mid: media.mid.clone(),
-                track_sid: sid,
                 kind: media.kind,
                 shed_red: sheds
                     .then(|| media.codec("red").map(|red| red.pt))

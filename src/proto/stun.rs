@@ -33,6 +33,7 @@ struct Seen {
     priority: u32,
     last_check: Instant,
     nominated: bool,
+    nudged: bool,
 }
 
 /// What a check led to.
@@ -77,10 +78,16 @@ impl LiteAgent {
     /// any, but Pion nominates a pair only when it receives a check on it, or on a timer of 200 ms
     /// (pion/ice `controllingSelector`), and a join waits for that. The answer tells nothing that
     /// the client's own check has not told, so it is ignored, as are losses.
-    pub fn nudge(&self, path: Path, request: &mut Vec<u8>) -> bool {
+    ///
+    /// Writes it to `request` and returns its path; call until there is none. Checks may come before
+    /// the client's answer with its credentials: their paths wait for it.
+    pub fn nudge(&mut self, request: &mut Vec<u8>) -> Option<Path> {
         let (Some(local), Some(remote)) = (self.generations.first(), &self.remote) else {
-            return false;
+            return None;
         };
+        let seen = self.seen.iter_mut().find(|seen| !seen.nudged)?;
+        seen.nudged = true;
+        let path = seen.path;
         let hmac = |key: &[u8], parts: &[&[u8]]| is::DefaultSha1HmacProvider.sha1_hmac(key, parts);
         let username = format!("{}:{}", remote.ufrag, local.ufrag);
         // The tie-breaker decides nothing: a lite agent is never in a role conflict that it wins.
@@ -94,13 +101,11 @@ impl LiteAgent {
         );
         // 20 header, USERNAME of at most 516, four attributes of at most 24, FINGERPRINT 8.
         request.resize(1024, 0);
-        match check.to_bytes(Some(remote.pwd.as_bytes()), request, hmac) {
-            Ok(len) => {
-                request.truncate(len);
-                true
-            }
-            Err(_) => false,
-        }
+        let len = check
+            .to_bytes(Some(remote.pwd.as_bytes()), request, hmac)
+            .ok()?;
+        request.truncate(len);
+        Some(path)
     }
 
     /// Takes new local credentials: the start of the session, or an ICE restart.
@@ -229,6 +234,7 @@ impl LiteAgent {
             priority,
             last_check: now,
             nominated,
+            nudged: false,
         });
         (true, forgotten)
     }
@@ -407,6 +413,22 @@ mod tests {
     }
 
     #[test]
+    fn each_path_is_nudged_once_and_waits_for_the_clients_credentials() {
+        let (mut agent, mut out, now) = (agent(), vec![], Instant::now());
+        agent.handle(now, path(1), &check(&creds(1), 1, false), &mut out);
+        assert_eq!(agent.nudge(&mut out), None, "nobody to sign for yet");
+        agent.set_remote(&creds(9));
+        assert_eq!(agent.nudge(&mut out), Some(path(1)));
+        let nudge = StunMessage::parse(&out).unwrap();
+        assert_eq!(nudge.split_username(), Some(("ufrag9", "ufrag1")));
+        assert!(!nudge.use_candidate());
+        agent.handle(now, path(1), &check(&creds(1), 1, true), &mut out);
+        assert_eq!(agent.nudge(&mut out), None);
+        agent.handle(now, path(2), &check(&creds(1), 1, true), &mut out);
+        assert_eq!(agent.nudge(&mut out), Some(path(2)));
+    }
+
+    #[test]
     fn paths_are_bounded() {
         let (mut agent, mut out, now) = (agent(), vec![], Instant::now());
         for port in 1..200 {
@@ -425,7 +447,7 @@ mod tests {
                 let len = u16::try_from(bytes.len() - 20).unwrap();
                 bytes[2..4].copy_from_slice(&len.to_be_bytes());
             }
-            addressed_ufrag(&bytes);
+            let _ = addressed_ufrag(&bytes);
             let mut out = vec![];
             prop_assert_eq!(agent().handle(Instant::now(), path(1), &bytes, &mut out), Checked::Ignored);
         }

@@ -420,7 +420,7 @@ async fn exchange(
                     "the media server did not answer in time",
                 )
                 .because(format!(
-                    "{} took over {:?} (limits.answer_timeout)",
+                    "{} took over {:?}",
                     shared.dialer.upstream, shared.limits.answer_timeout
                 )));
             }

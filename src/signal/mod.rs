@@ -67,7 +67,7 @@ pub struct Limits {
     /// For the upstream's answer to begin. Over it: 504. Generous, because Twirp calls that dial a phone wait for it to be
     /// picked up. Default 120 s.
     pub answer_timeout: Duration,
-    /// Without a byte in either direction an upgraded connection is closed. LiveKit pings every 10 s. Default 120 s.
+    /// Without a byte in either direction an upgraded connection is closed. LiveKit's clients ping every few seconds. Default 120 s.
     pub idle_timeout: Duration,
     /// Upgrades which wait for the upstream's answer at one time. Over it: 503 with Retry-After. Default 256.
     pub handshakes: usize,
@@ -241,51 +241,3 @@ pub const WS_OPEN: &str = "auralink_ws_open";
 pub const WS_MESSAGES: &str = "auralink_ws_messages_total";
 /// Histogram, seconds: from a session's request to the upstream's answer.
 pub const HANDSHAKE_SECONDS: &str = "auralink_handshake_seconds";
-/// Counter: faults. Labels `side` and `what`.
-pub const FAULTS: &str = "auralink_faults_total";
-
-/// Name, kind, unit, labels and HELP of each metric of signalling.
-pub const METRICS: &[(&str, &str, &str, &[&str], &str)] = &[
-    (
-        HTTP_REQUESTS,
-        "counter",
-        "",
-        &["kind", "class"],
-        "Answers to HTTP requests by kind (session, upgrade, plain) and class of status (1xx to 5xx).",
-    ),
-    (
-        HTTP_CONNECTIONS,
-        "gauge",
-        "",
-        &[],
-        "Open TCP connections of clients, upgraded ones included.",
-    ),
-    (
-        WS_OPEN,
-        "gauge",
-        "",
-        &["kind"],
-        "Open upgraded connections: session (messages are read) or opaque (bytes are spliced).",
-    ),
-    (
-        WS_MESSAGES,
-        "counter",
-        "",
-        &["from", "verdict"],
-        "Messages of signalling sessions by sender and by what became of them (keep, drop, replace).",
-    ),
-    (
-        HANDSHAKE_SECONDS,
-        "histogram",
-        "seconds",
-        &[],
-        "From a session's request to the upstream's answer to it.",
-    ),
-    (
-        FAULTS,
-        "counter",
-        "",
-        &["side", "what"],
-        "What went wrong: whose fault (client, upstream, internal) and what.",
-    ),
-];

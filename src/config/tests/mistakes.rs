@@ -107,8 +107,12 @@ fn every_mistake_is_named_with_its_place_and_what_is_allowed() {
             "1:29 defaults.video.codec: \"h264\" is none of: keep, vp9, av1",
         ),
         (
-            "defaults: { video: { max_layers: 4 } }",
-            "1:34 defaults.video.max_layers: 4 is out of range; a whole number from 1 to 3 is allowed",
+            "defaults: { video: { max_layers: 2 } }",
+            "1:22 defaults.video.max_layers: unknown key; allowed here: codec, max_bitrate, screen_share",
+        ),
+        (
+            "limits: { max_query_bytes: 256KiB }",
+            "1:28 limits.max_query_bytes: \"256KiB\" is out of range; bytes like 64KiB or 1MiB from 8KiB to 65000 is allowed",
         ),
         (
             "media: { workers: 0 }",

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 
 use super::steer::{red_payload_types, steer_line};
-use super::{Line, Media, Sdp, Setup, attribute, parse_extmap, split_lines};
+use super::{Line, Media, Sdp, Setup, attribute, parse_extmap};
 use crate::description::{Creds, HostCandidate};
 
 /// ICE options that promise something of an agent which is no longer the peer: `goog-sped-v1` puts
@@ -136,32 +136,6 @@ pub fn rewrite(sdp: &Sdp<'_>, edit: &Edit) -> String {
     out.session(sdp, edit, default, mixed);
     for (index, media) in sdp.media().iter().enumerate() {
         out.media(sdp, edit, index, media, default, carriers.contains(&index));
-    }
-    out.finish()
-}
-
-/// Replaces credentials and removes candidates in an SDP fragment (RFC 8840 section 9), which has
-/// no `v=` line, as WHIP trickles and restarts ICE with it. Ours are put after the credentials.
-pub fn edit_fragment(text: &str, creds: &Creds, candidates: &[HostCandidate]) -> String {
-    let lines = split_lines(text);
-    let mut out = Text::new(&lines);
-    let last_cred = lines.iter().rposition(|line| {
-        attribute(line.text).is_some_and(|(name, _)| name == "ice-ufrag" || name == "ice-pwd")
-    });
-    for (index, line) in lines.iter().enumerate() {
-        match attribute(line.text).map(|(name, _)| name.to_ascii_lowercase()) {
-            Some(name) if is_candidate(&name) => {}
-            Some(name) if name == "ice-ufrag" => {
-                out.push(format!("a=ice-ufrag:{}", creds.ufrag), line.eol);
-            }
-            Some(name) if name == "ice-pwd" => {
-                out.push(format!("a=ice-pwd:{}", creds.pwd), line.eol);
-            }
-            _ => out.push(line.text, line.eol),
-        }
-        if Some(index) == last_cred {
-            out.candidates(candidates);
-        }
     }
     out.finish()
 }

@@ -530,20 +530,6 @@ fn an_extension_is_added_where_there_was_none_and_moves_when_its_id_changes() {
 }
 
 #[test]
-fn a_trickled_fragment_gets_our_candidates() {
-    let text = "a=ice-ufrag:EsAw\na=ice-pwd:P2uYro0UCOQ4zxjKXaWCBui1\nm=audio 9 RTP/AVP 0\na=mid:0\n\
-        a=candidate:1387637174 1 udp 2122260223 192.0.2.1 61764 typ host\na=end-of-candidates\n";
-    let ours = edit();
-    let new = edit_fragment(text, &ours.creds, &ours.candidates[..1]);
-    assert_eq!(
-        new,
-        "a=ice-ufrag:ours\na=ice-pwd:0123456789012345678901\n\
-         a=candidate:1 1 udp 2130706431 203.0.113.9 7982 typ host\na=end-of-candidates\n\
-         m=audio 9 RTP/AVP 0\na=mid:0\n"
-    );
-}
-
-#[test]
 fn what_is_no_sdp_is_refused() {
     assert_eq!(Sdp::parse("").unwrap_err(), SdpError::NotSdp);
     assert_eq!(Sdp::parse("m=audio").unwrap_err(), SdpError::NotSdp);

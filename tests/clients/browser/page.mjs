@@ -201,7 +201,12 @@ async function camera() {
 
 async function publish() {
   const local = room.localParticipant;
-  if (o.tone || o.wav) await local.publishTrack(await microphone(), { source: Track.Source.Microphone, name: 'microphone' });
+  if (o.tone || o.wav) {
+    const track = await microphone();
+    // A WebAudio track says two channels until its first samples have come, and would be published as stereo.
+    for (let i = 0; i < 100 && !o.stereo && track.getSettings().channelCount > 1; i++) await sleep(10);
+    await local.publishTrack(track, { source: Track.Source.Microphone, name: 'microphone' });
+  }
   if (o.videoSize || o.y4m) {
     const preset = o.videoBitrate ? { videoEncoding: new VideoPreset(0, 0, o.videoBitrate, 30).encoding } : {};
     await local.publishTrack(await camera(), { source: Track.Source.Camera, name: 'camera', ...preset });

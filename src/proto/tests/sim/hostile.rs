@@ -233,7 +233,7 @@ fn noise_in_the_peers_name_does_not_end_a_handshake() {
         );
         let mut rng = Rng::new(seed + 3000);
         world.join();
-        for _ in 0..40 {
+        for n in 0..40u8 {
             world.run_ms(5);
             for (side, local, remote) in [
                 (Side::Client, front(), client_addr()),
@@ -244,8 +244,8 @@ fn noise_in_the_peers_name_does_not_end_a_handshake() {
                     remote,
                     tcp: false,
                 };
-                let alert = vec![21, 254, 253, 0, 0, 0, 0, 0, 0, 0, 9, 0, 2, 2, 40];
-                let close = vec![21, 254, 253, 0, 0, 0, 0, 0, 0, 0, 9, 0, 2, 1, 0];
+                let alert = vec![21, 254, 253, 0, 0, 0, 0, 0, 0, 1, n, 0, 2, 2, 40];
+                let close = vec![21, 254, 253, 0, 0, 0, 0, 0, 0, 2, n, 0, 2, 1, 0];
                 let unreadable = [&[22, 254, 253][..], &rng.bytes(30)].concat();
                 let short = vec![22, 254, 253, 0, 0, 0, 0, 0, 0, 0, 1, 0, 3, 1, 2, 3];
                 let data = [
@@ -293,4 +293,41 @@ fn forged_media_before_and_after_the_handshake_reaches_nobody() {
             .dropped_unauthentic,
         4000
     );
+}
+
+/// Resident memory of this process in bytes.
+fn resident() -> usize {
+    let statm = std::fs::read_to_string("/proc/self/statm").expect("Linux");
+    let pages = statm.split(' ').nth(1).expect("resident pages");
+    pages.parse::<usize>().expect("a number") * 4096
+}
+
+#[test]
+fn forged_packets_of_ever_new_streams_leave_nothing_behind() {
+    let mut world = World::connected(31, Options::default());
+    let path = Path {
+        local: front(),
+        remote: client_addr(),
+        tcp: false,
+    };
+    let before = resident();
+    for n in 0..400_000u32 {
+        let forged = rtp(OPUS, 1, 0, n.wrapping_mul(2_654_435_761), &[7; 40]);
+        world.inject(Side::Client, path, &forged);
+        if n % 2 == 0 {
+            let mut report = vec![0x80, 201, 0, 1];
+            report.extend(n.wrapping_mul(2_654_435_761).to_be_bytes());
+            report.extend([1; 30]);
+            world.inject(Side::Client, path, &report);
+        }
+    }
+    let grown = resident().saturating_sub(before);
+    // Other tests of this process take some at the same time.
+    assert!(
+        grown < 30 << 20,
+        "{} MiB after 600,000 packets",
+        grown >> 20
+    );
+    let sent = talk(&mut world, 5);
+    assert_eq!(plain(&world.server.rtp), sent.up);
 }

@@ -1,0 +1,32 @@
+//! The query of a signalling request: base64, gzip and protobuf from strangers.
+#![no_main]
+
+use auralink_proto::description::Target;
+use auralink_proto::session::resumed_sid;
+use auralink_proto::signal::{RequestVisitor, SdpSlot, edit_join_request};
+use libfuzzer_sys::fuzz_target;
+
+struct Visitor(Option<&'static str>);
+
+impl RequestVisitor for Visitor {
+    fn sdp(&mut self, _: SdpSlot, _: &str) -> Result<Option<String>, String> {
+        Ok(self.0.map(str::to_owned))
+    }
+    fn trickle(&mut self, _: Target, _: &str) -> bool {
+        true
+    }
+}
+
+fuzz_target!(|query: &str| {
+    resumed_sid(query);
+    resumed_sid(&format!("join_request={query}"));
+    if let Ok((new, _)) = edit_join_request(query, &mut Visitor(None)) {
+        assert_eq!(new, None, "nothing was to change");
+    }
+    let edited = edit_join_request(query, &mut Visitor(Some("v=0 new")));
+    if let Ok((Some(new), info)) = edited {
+        let again = edit_join_request(&new, &mut Visitor(Some("v=0 new")));
+        let (_, info_again) = again.expect("what was written can be read");
+        assert_eq!(info, info_again);
+    }
+});
