@@ -4,9 +4,11 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
-use std::net::{TcpListener, UdpSocket};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::{Command, Output};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 fn auralink(args: &[&str]) -> Output {
@@ -163,9 +165,55 @@ struct Sidecar {
     _dir: tempfile::TempDir,
 }
 
+/// Answers HTTP as LiveKit does to who knocks; gone when dropped.
+struct Upstream {
+    at: SocketAddr,
+    stop: Arc<AtomicBool>,
+    answering: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Upstream {
+    fn start() -> Self {
+        use std::io::{Read, Write};
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = listener.local_addr().unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let answering = std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                if stopped.load(Ordering::SeqCst) {
+                    return;
+                }
+                let mut stream = stream.unwrap();
+                let mut request = [0; 1024];
+                if stream.read(&mut request).is_ok_and(|len| len > 0) {
+                    // Who has the status line may hang up.
+                    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nOK");
+                }
+            }
+        });
+        Self {
+            at,
+            stop,
+            answering: Some(answering),
+        }
+    }
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        // Wakes it from waiting for somebody.
+        let woken = TcpStream::connect(self.at);
+        if let (Ok(_), Some(answering)) = (woken, self.answering.take()) {
+            let _ = answering.join();
+        }
+    }
+}
+
 impl Sidecar {
-    /// On free ports, with `upstream`'s as LiveKit's.
-    fn start(upstream: &TcpListener, more: &str) -> Self {
+    /// On free ports, with LiveKit at `upstream`.
+    fn start(upstream: SocketAddr, more: &str) -> Self {
         // Held together, so that they differ; free again when the sidecar takes them.
         let free: Vec<_> = (0..2)
             .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
@@ -174,7 +222,7 @@ impl Sidecar {
         let [listen, admin] = [0, 1].map(|i: usize| free[i].local_addr().unwrap());
         let fixed = format!(
             "listen: {listen}\nadmin: {{ listen: {admin} }}\nupstream: http://{}\nmedia: {{ udp_port: {}, workers: 1 }}\n",
-            upstream.local_addr().unwrap(),
+            upstream,
             udp.local_addr().unwrap().port(),
         );
         let dir = tempfile::tempdir().unwrap();
@@ -242,8 +290,8 @@ impl Drop for Sidecar {
 
 #[test]
 fn a_running_sidecar_reloads_tells_of_it_and_drains() {
-    let upstream = TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut sidecar = Sidecar::start(&upstream, "rooms: [{match: a}]\n");
+    let upstream = Upstream::start();
+    let mut sidecar = Sidecar::start(upstream.at, "rooms: [{match: a}]\n");
     let ready = sidecar.wait_for("/readyz", "\"ready\":true");
     assert!(ready.starts_with("HTTP/1.1 200"), "{ready}");
     assert!(
@@ -295,8 +343,8 @@ fn a_running_sidecar_reloads_tells_of_it_and_drains() {
 
 #[test]
 fn a_sidecar_whose_upstream_is_gone_is_not_ready() {
-    let upstream = TcpListener::bind("127.0.0.1:0").unwrap();
-    let sidecar = Sidecar::start(&upstream, "");
+    let upstream = Upstream::start();
+    let sidecar = Sidecar::start(upstream.at, "");
     sidecar.wait_for("/readyz", "\"ready\":true");
     drop(upstream);
     let ready = sidecar.wait_for("/readyz", "\"ready\":false");
@@ -309,4 +357,18 @@ fn a_sidecar_whose_upstream_is_gone_is_not_ready() {
         sidecar.get("/healthz").unwrap().starts_with("HTTP/1.1 200"),
         "the process itself is well"
     );
+}
+
+#[test]
+fn a_sidecar_whose_upstream_accepts_and_hangs_is_not_ready() {
+    let upstream = TcpListener::bind("127.0.0.1:0").unwrap();
+    let sidecar = Sidecar::start(upstream.local_addr().unwrap(), "");
+    sidecar.wait_for("/readyz", "does not answer");
+    // For two rounds of knocking and more.
+    let end = Instant::now() + Duration::from_secs(5);
+    while Instant::now() < end {
+        let ready = sidecar.get("/readyz").unwrap();
+        assert!(ready.starts_with("HTTP/1.1 503"), "{ready}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
 }

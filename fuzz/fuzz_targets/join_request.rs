@@ -18,8 +18,8 @@ impl RequestVisitor for Visitor {
 }
 
 fuzz_target!(|query: &str| {
-    resumed_sid(query);
-    resumed_sid(&format!("join_request={query}"));
+    let _ = resumed_sid(query);
+    let _ = resumed_sid(&format!("join_request={query}"));
     if let Ok((new, _)) = edit_join_request(query, &mut Visitor(None)) {
         assert_eq!(new, None, "nothing was to change");
     }

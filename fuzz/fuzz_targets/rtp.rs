@@ -12,14 +12,14 @@ fuzz_target!(|data: &[u8]| {
     let Some((&[a, id], packet)) = data.split_first_chunk::<2>() else {
         return;
     };
-    classify(packet);
+    let _ = classify(packet);
     report_blocks(packet, |_, _| {});
     let Some(header) = RtpHeader::parse(packet) else {
         return;
     };
     let payload = header.payload(packet).to_vec();
     if let Some(element) = header.extension(packet, id) {
-        Hint::parse(element);
+        let _ = Hint::parse(element);
     }
 
     let mut extended = packet.to_vec();
@@ -31,7 +31,10 @@ fuzz_target!(|data: &[u8]| {
         assert_eq!(after.payload(&extended), payload);
         for (known, before) in (1..=14).zip(before) {
             if known != id && before.is_some() {
-                assert_eq!(after.extension(&extended, known).map(<[u8]>::to_vec), before);
+                assert_eq!(
+                    after.extension(&extended, known).map(<[u8]>::to_vec),
+                    before
+                );
             }
         }
     } else {

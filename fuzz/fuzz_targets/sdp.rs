@@ -47,7 +47,10 @@ fuzz_target!(|text: &str| {
             .map(|mid| MediaSteer {
                 mid: mid.clone(),
                 remove_red: true,
-                fmtp: vec![(111, vec![("maxaveragebitrate".to_owned(), "12000".to_owned())])],
+                fmtp: vec![(
+                    111,
+                    vec![("maxaveragebitrate".to_owned(), "12000".to_owned())],
+                )],
                 ptime: Some(40),
                 maxptime: Some(40),
                 tias: Some(12_000),
@@ -61,5 +64,7 @@ fuzz_target!(|text: &str| {
         return;
     };
     assert_eq!(read.media().len(), sdp.media().len());
-    assert_eq!(rewrite(&read, &edit), once);
+    // A lone CR is part of a line's text, or, at the end, a line that new ones are put before.
+    let lone_cr = text.replace("\r\n", "").contains('\r');
+    assert!(lone_cr || rewrite(&read, &edit) == once, "{once:?}");
 });

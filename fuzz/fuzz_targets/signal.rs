@@ -23,7 +23,12 @@ impl RequestVisitor for Visitor {
 }
 
 impl ResponseVisitor for Visitor {
-    fn sdp(&mut self, _: SdpSlot, _: &str, _: &[(String, String)]) -> Result<Option<String>, String> {
+    fn sdp(
+        &mut self,
+        _: SdpSlot,
+        _: &str,
+        _: &[(String, String)],
+    ) -> Result<Option<String>, String> {
         Ok(self.0.map(str::to_owned))
     }
     fn trickle(&mut self, _: Target, _: &str) -> bool {
@@ -50,7 +55,10 @@ fn check(edit: impl Fn(Frame<'_>, &mut Visitor) -> Option<Verdict>, frame: Frame
     let again = |frame: Frame<'_>| edit(frame, &mut Visitor(Some("v=0 new")));
     match again(frame) {
         Some(Verdict::Binary(new)) => {
-            assert_eq!(again(Frame::Binary(&new)), Some(Verdict::Binary(new.clone())));
+            assert_eq!(
+                again(Frame::Binary(&new)),
+                Some(Verdict::Binary(new.clone()))
+            );
         }
         Some(Verdict::Text(new)) => {
             assert_eq!(again(Frame::Text(&new)), Some(Verdict::Text(new.clone())));

@@ -5,10 +5,10 @@ use auralink_proto::token::{claims, find};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &str| {
-    claims(text);
+    let _ = claims(text);
     let (header, query) = text.split_once('\n').unwrap_or(("", text));
     if let Some(token) = find(Some(header), query) {
-        claims(token);
+        let _ = claims(token);
     }
-    find(None, query);
+    let _ = find(None, query);
 });

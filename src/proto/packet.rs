@@ -145,8 +145,9 @@ impl<'a> Iterator for Elements<'a> {
             let [head, rest @ ..] = self.rest else {
                 return None;
             };
-            // Id 15 ends the processing of one-byte elements (RFC 8285 section 4.2).
-            if head >> 4 == 15 {
+            // Id 15, or 0 with a length, ends the processing of one-byte elements (RFC 8285
+            // section 4.2).
+            if matches!(head >> 4, 0 | 15) {
                 return None;
             }
             (head >> 4, usize::from(head & 0x0f) + 1, rest)

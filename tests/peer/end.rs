@@ -166,7 +166,6 @@ impl End {
             let parameters = RTCRtpCodecParameters {
                 rtp_codec,
                 payload_type,
-                ..RTCRtpCodecParameters::default()
             };
             engine
                 .register_codec(parameters, RtpCodecKind::Audio)

@@ -180,8 +180,8 @@ async fn an_independent_stack_talks_through_the_sidecar_on_both_sides() {
             end.heard.rtp.lock().unwrap().len() >= 295
         })
         .await;
-        let heard = end.heard.rtp.lock().unwrap();
-        for packet in heard.iter() {
+        let heard: Vec<_> = end.heard.rtp.lock().unwrap().clone();
+        for packet in &heard {
             let n = packet.header.sequence_number;
             assert_eq!(packet.payload, payload(n), "packet {n}");
             assert_eq!(packet.header.ssrc, ssrc);
@@ -190,7 +190,6 @@ async fn an_independent_stack_talks_through_the_sidecar_on_both_sides() {
                 (OPUS, u32::from(n) * 960)
             );
         }
-        drop(heard);
         // Sender reports of the far end, or its receiver reports.
         wait("RTCP", || end.heard.rtcp.load(Ordering::Relaxed) > 0).await;
     }

@@ -438,7 +438,8 @@ fn media_line<'a>(line: &'a str, default: Option<SocketAddr>, removed: &[u8]) ->
         .split_ascii_whitespace()
         .enumerate()
         .map(|(place, word)| {
-            if place == 1 && word != "0" {
+            // `0` or `0/2`: not used.
+            if place == 1 && word.split('/').next() != Some("0") {
                 port.as_str()
             } else {
                 word

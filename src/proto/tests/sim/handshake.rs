@@ -64,7 +64,7 @@ fn lossy(seed: u64, loss: f64) -> [bool; 2] {
             seed,
             Options {
                 target,
-                answer_active: seed % 2 == 0,
+                answer_active: seed.is_multiple_of(2),
                 client_link: Netem::lossy(25, loss),
                 server_link: Netem::lossy(2, loss),
                 ..Options::default()

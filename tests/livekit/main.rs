@@ -1,0 +1,26 @@
+//! Stock LiveKit clients through the sidecar to the stock server, and the sidecar against what could go wrong around it.
+//!
+//! `scripts/setup.sh all` installs server and clients; a missing one fails its test. Run with two test threads: each call
+//! keeps a core busy. Logs of every process stay under `target/…/tmp/livekit/NAME-OF-THE-TEST`, and the end of them is
+//! printed where a test fails. Tests with a network of their own need root (`ip netns`), as does counting packets.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::disallowed_methods
+)]
+
+mod calls;
+mod client;
+mod cycles;
+mod faults;
+mod harness;
+mod http;
+mod lean;
+mod network;
+mod reconnect;
+mod reload;
+mod servers;
+mod wire;
