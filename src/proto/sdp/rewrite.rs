@@ -438,8 +438,9 @@ fn media_line<'a>(line: &'a str, default: Option<SocketAddr>, removed: &[u8]) ->
         .split_ascii_whitespace()
         .enumerate()
         .map(|(place, word)| {
-            // `0` or `0/2`: not used.
-            if place == 1 && word.split('/').next() != Some("0") {
+            // `0`, `00` or `0/2`: not used.
+            let number = word.split_once('/').map_or(word, |(number, _)| number);
+            if place == 1 && number.parse::<u16>() != Ok(0) {
                 port.as_str()
             } else {
                 word

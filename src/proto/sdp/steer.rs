@@ -42,6 +42,9 @@ impl Text<'_> {
                 {
                     let glue = if text.trim_end().ends_with(';') {
                         ""
+                    } else if text.trim_end().ends_with(&format!(":{pt}")) {
+                        // Payload type and nothing else.
+                        " "
                     } else {
                         ";"
                     };
