@@ -359,6 +359,11 @@ func (c *client) receiveAudio(track *webrtc.TrackRemote, peer string) {
 		if payload := c.open(p, h.codec); len(payload) > 0 {
 			h.last = p.Timestamp - base
 			q := &rtp.Packet{Header: rtp.Header{SequenceNumber: p.SequenceNumber, Timestamp: h.last}, Payload: payload}
+			// Packets go on coming while the report is being made, when the recording has ended.
+			if h.writer == nil {
+				c.mu.Unlock()
+				return
+			}
 			if err := h.writer.WriteRTP(q); err != nil {
 				c.report.Errors = append(c.report.Errors, "ogg: "+err.Error())
 			}
@@ -496,6 +501,7 @@ func (c *client) finish() {
 	defer c.mu.Unlock()
 	for peer, h := range c.audio {
 		h.writer.Close()
+		h.writer = nil
 		r := audioReport{From: peer, Packets: h.packets, Lost: h.lost, Codec: strings.ToLower(strings.TrimPrefix(h.codec, "audio/"))}
 		if h.packets > 0 {
 			x, err := decodeOgg(h.ogg.Bytes())
