@@ -1,9 +1,13 @@
 //! The registry of sessions: joins what signalling hears with what media does.
 
+mod whip;
+
 use crate::config::Live;
 use crate::fault::{Fault, What};
 use crate::media::{self, Media, MediaEvent, SessionId};
-use crate::signal::{self, By, Closed, Frame, Opened, Opening, Sessions, SignalSession, Verdict};
+use crate::signal::{
+    self, By, Closed, Frame, Opened, Opening, Sessions, SignalSession, Verdict, Whip, WhipMessage,
+};
 use auralink_proto::description::Target;
 use auralink_proto::policy::{Mode, Policy};
 use auralink_proto::relay::Side;
@@ -48,6 +52,8 @@ struct Inner {
     legs_up: Vec<(Target, Side)>,
     joined: bool,
     sockets: Bound,
+    /// A WHIP session, which has no signalling connection, holds its place among the sessions by it.
+    whip: Option<tokio::sync::OwnedSemaphorePermit>,
 }
 
 impl Cell {
@@ -73,6 +79,17 @@ impl Cell {
 struct Opens {
     off: AtomicU64,
     lean: AtomicU64,
+    neural: AtomicU64,
+}
+
+impl Opens {
+    fn of(&self, mode: Mode) -> &AtomicU64 {
+        match mode {
+            Mode::Off => &self.off,
+            Mode::Lean => &self.lean,
+            Mode::Neural => &self.neural,
+        }
+    }
 }
 
 /// All sessions.
@@ -131,10 +148,10 @@ impl App {
 
     /// Sessions opened since the start, by mode.
     pub(crate) fn opened_by_mode(&self) -> BTreeMap<&'static str, u64> {
-        BTreeMap::from([
-            (Mode::Off.name(), self.opens.off.load(Ordering::Relaxed)),
-            (Mode::Lean.name(), self.opens.lean.load(Ordering::Relaxed)),
-        ])
+        [Mode::Off, Mode::Lean, Mode::Neural]
+            .into_iter()
+            .map(|mode| (mode.name(), self.opens.of(mode).load(Ordering::Relaxed)))
+            .collect()
     }
 
     fn identity_hash(&self, identity: &str) -> String {
@@ -158,6 +175,7 @@ impl App {
             fingerprint: self.fingerprint.clone(),
             client_candidates: self.media.client_candidates(worker),
             ufrag_prefix: media::ufrag_prefix(worker),
+            rungs: self.media.rungs(),
         });
         Arc::new(Cell {
             id,
@@ -178,6 +196,7 @@ impl App {
                 legs_up: Vec::new(),
                 joined: false,
                 sockets: [Vec::new(), Vec::new()],
+                whip: None,
             }),
         })
     }
@@ -288,6 +307,27 @@ impl App {
         }
     }
 
+    /// Puts a session that LiveKit has accepted among those that live.
+    fn enter(&self, cell: &Arc<Cell>) {
+        let known = self.registry().all.insert(cell.id, cell.clone());
+        if known.is_none() {
+            match cell.policy.mode {
+                Mode::Off => &self.opens.off,
+                Mode::Lean => &self.opens.lean,
+            }
+            .fetch_add(1, Ordering::Relaxed);
+        }
+        tracing::info!(
+            session = cell.id,
+            room = %cell.room(),
+            identity = %cell.identity_hash,
+            mode = %cell.policy.mode,
+            generation = cell.policy.generation,
+            resumed = known.is_some(),
+            "session"
+        );
+    }
+
     /// Frees everything of a session.
     fn end(&self, cell: &Arc<Cell>) {
         let sid = {
@@ -296,6 +336,7 @@ impl App {
                 return;
             }
             inner.sockets = [Vec::new(), Vec::new()];
+            inner.whip = None;
             inner.session.facts().participant_sid.clone()
         };
         self.media.close(cell.worker, cell.id);
@@ -441,6 +482,10 @@ impl Sessions for Door {
             }),
         })
     }
+
+    fn whip(&self, opening: &Opening<'_>, message: WhipMessage<'_>) -> Result<Whip, Fault> {
+        whip::prepare(&self.0, opening, message)
+    }
 }
 
 /// One signalling connection of a session.
@@ -509,12 +554,8 @@ impl SignalSession for Signal {
             .all
             .insert(self.cell.id, self.cell.clone());
         if known.is_none() {
-            let opens = &self.app.opens;
-            match self.cell.policy.mode {
-                Mode::Off => &opens.off,
-                Mode::Lean => &opens.lean,
-            }
-            .fetch_add(1, Ordering::Relaxed);
+            let opens = self.app.opens.of(self.cell.policy.mode);
+            opens.fetch_add(1, Ordering::Relaxed);
         }
         tracing::info!(
             session = self.cell.id,

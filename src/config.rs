@@ -53,6 +53,8 @@ pub struct Settings {
     pub log: Log,
     /// `metrics`.
     pub metrics: Metrics,
+    /// `engine`: the codecs of the hop between two AuraLinks.
+    pub engine: Engine,
     /// `defaults` and `rooms`, with the generation of this configuration.
     pub rules: Rules,
 }
@@ -176,6 +178,20 @@ pub struct Metrics {
     pub rooms: usize,
 }
 
+/// The codecs of the hop between two AuraLinks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Engine {
+    /// `engine.threads`: codec threads, 1 to [`MAX_WORKERS`].
+    pub threads: usize,
+    /// `engine.models`: the folder with the bundles `lyra2` and `silero-vad` (docs/models.md); none:
+    /// only the Opus rungs.
+    pub models: Option<PathBuf>,
+    /// `engine.runtime`: `libonnxruntime.so`; none: only the Opus rungs.
+    pub runtime: Option<PathBuf>,
+    /// `engine.local_bitrate`: Opus towards clients and LiveKit after the hop, bits a second.
+    pub local_bitrate: u32,
+}
+
 impl Default for Settings {
     fn default() -> Self {
         let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
@@ -218,6 +234,12 @@ impl Default for Settings {
                 format: LogFormat::Text,
             },
             metrics: Metrics { rooms: 50 },
+            engine: Engine {
+                threads: cores.div_ceil(2).min(MAX_WORKERS),
+                models: None,
+                runtime: None,
+                local_bitrate: 64_000,
+            },
             rules: Rules::default().with_generation(1),
         }
     }
@@ -348,6 +370,7 @@ impl Settings {
             session,
             log,
             metrics: _,
+            engine,
             rules: _,
         } = self;
         let Media {
@@ -383,6 +406,7 @@ impl Settings {
             ("media.udp_port", *udp_port == new.media.udp_port),
             ("media.tcp_port", *tcp_port == new.media.tcp_port),
             ("media.workers", *workers == new.media.workers),
+            ("engine", *engine == new.engine),
             ("admin.listen", *admin_listen == new.admin.listen),
             (
                 "limits.max_header_bytes",

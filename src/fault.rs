@@ -44,6 +44,8 @@ pub enum What {
     NotUtf8,
     /// A signal message, `join_request` or SDP which can't be read or patched.
     Undecodable,
+    /// A WHIP session that isn't here, or is somebody else's.
+    NotFound,
     /// A query over `max_query_bytes`.
     QueryTooLarge,
     /// Header fields over `max_header_bytes`.
@@ -78,6 +80,7 @@ impl What {
             What::Method => "method",
             What::NotUtf8 => "not_utf8",
             What::Undecodable => "undecodable",
+            What::NotFound => "not_found",
             What::QueryTooLarge => "query_too_large",
             What::HeadersTooLarge => "headers_too_large",
             What::TooLarge => "too_large",
@@ -147,6 +150,7 @@ impl Fault {
     pub fn status(&self) -> StatusCode {
         match (self.side, self.what) {
             (_, What::Method) => StatusCode::METHOD_NOT_ALLOWED,
+            (_, What::NotFound) => StatusCode::NOT_FOUND,
             (_, What::QueryTooLarge) => StatusCode::URI_TOO_LONG,
             (_, What::HeadersTooLarge) => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             (_, What::Busy | What::Draining) => StatusCode::SERVICE_UNAVAILABLE,
@@ -166,7 +170,7 @@ impl Fault {
             What::Malformed | What::Method | What::BadAnswer => 1002,
             What::NotUtf8 | What::Undecodable => 1007,
             What::QueryTooLarge | What::HeadersTooLarge | What::TooLarge => 1009,
-            What::Draining | What::Timeout => 1001,
+            What::Draining | What::Timeout | What::NotFound => 1001,
             What::Busy => 1013,
             What::Loop | What::Unreachable | What::Lost | What::Config | What::Defect => 1011,
         }

@@ -18,11 +18,15 @@ use crate::fault::{Fault, What};
 use crate::media::{Media, MediaConfig};
 use crate::overview::Overview;
 use crate::signal::Drain;
+use auralink_engine::{Engine, EngineConfig};
 use auralink_proto::dtls::Identity;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
+
+/// How often the folders of models are looked at.
+const MODELS_EVERY: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// Runs the sidecar until SIGTERM or SIGINT, then drains it.
 ///
@@ -38,6 +42,9 @@ pub async fn run(settings: Settings, path: &Path) -> Result<(), Fault> {
         .map_err(|error| Fault::internal(What::Config, "no DTLS certificate").because(error))?;
     let bound = signal::bind(signal_config(&settings)?).await?;
     let admin_bound = admin::bind(settings.admin.listen).await.map_err(cannot)?;
+    let engine = Engine::start(engine_config(&settings))
+        .map(Arc::new)
+        .map_err(|error| Fault::internal(What::Config, error.to_string()))?;
     let (events, events_from_media) = tokio::sync::mpsc::unbounded_channel();
     let media = Media::start(
         MediaConfig {
@@ -48,6 +55,7 @@ pub async fn run(settings: Settings, path: &Path) -> Result<(), Fault> {
             consent_timeout: settings.session.consent_timeout,
         },
         &identity,
+        engine.clone(),
         events,
     )
     .map(Arc::new)
@@ -62,6 +70,7 @@ pub async fn run(settings: Settings, path: &Path) -> Result<(), Fault> {
     tokio::spawn(app.clone().follow(events_from_media));
     tokio::spawn(media.clone().accept_tcp());
     tokio::spawn(live.clone().watch());
+    tokio::spawn(watch_models(engine.clone()));
     let mut generations = live.subscribe();
     let reloaded = app.clone();
     let reloaded_live = live.clone();
@@ -75,6 +84,7 @@ pub async fn run(settings: Settings, path: &Path) -> Result<(), Fault> {
         app: app.clone(),
         media: media.clone(),
         live: live.clone(),
+        engine: engine.clone(),
         started: Instant::now(),
         draining: AtomicBool::new(false),
         upstream_answers: AtomicBool::new(false),
@@ -122,6 +132,39 @@ async fn shutdown_signal() -> Result<(), Fault> {
         _ = interrupt.recv() => {}
     }
     Ok(())
+}
+
+/// Models that come, go or change are noticed while calls run.
+async fn watch_models(engine: Arc<Engine>) {
+    let mut every = tokio::time::interval(MODELS_EVERY);
+    let mut known: Vec<String> = Vec::new();
+    loop {
+        every.tick().await;
+        engine.reload();
+        let problems = engine.status().problems;
+        if problems != known {
+            for problem in problems.iter().filter(|problem| !known.contains(problem)) {
+                tracing::warn!(problem, "engine");
+            }
+            if problems.is_empty() {
+                tracing::info!("engine: everything works");
+            }
+            known = problems;
+        }
+    }
+}
+
+fn engine_config(settings: &Settings) -> EngineConfig {
+    let engine = &settings.engine;
+    let bundle = |name: &str| engine.models.as_ref().map(|folder| folder.join(name));
+    EngineConfig {
+        threads: engine.threads,
+        runtime: engine.runtime.clone(),
+        lyra: bundle("lyra2"),
+        vad: bundle("silero-vad"),
+        local_bitrate: engine.local_bitrate,
+        ..EngineConfig::default()
+    }
 }
 
 fn signal_config(settings: &Settings) -> Result<signal::SignalConfig, Fault> {

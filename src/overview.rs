@@ -1,6 +1,7 @@
 //! What the admin side shows of a running sidecar: sessions of the registry joined with the
 //! snapshots of the media workers.
 
+use crate::admin::hop::{EngineStatus, HopStatus};
 use crate::admin::status::{
     Check, CheckState, LegStatus, PcStatus, Readiness, SessionStatus, Signalling, Status, Totals,
     Traffic, WorkerStatus, client_name, mask,
@@ -8,7 +9,9 @@ use crate::admin::status::{
 use crate::admin::{RoomMeter, Rooms, StatusSource};
 use crate::app::App;
 use crate::config::{Live, Upstream};
-use crate::media::{LegSnapshot, Media, SessionId, Snapshot};
+use crate::media::{HopSnapshot, LegSnapshot, Media, SessionId, Snapshot};
+use auralink_engine::Engine;
+use auralink_proto::coding::HopStats;
 use auralink_proto::description::Target;
 use auralink_proto::flow::FlowStats;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -29,6 +32,7 @@ pub(crate) struct Overview {
     pub(crate) app: Arc<App>,
     pub(crate) media: Arc<Media>,
     pub(crate) live: Arc<Live>,
+    pub(crate) engine: Arc<Engine>,
     pub(crate) started: Instant,
     pub(crate) draining: AtomicBool,
     pub(crate) upstream_answers: AtomicBool,
@@ -89,6 +93,8 @@ impl Overview {
                 up: pc.up.into(),
                 down: pc.down.into(),
                 shedding: pc.shedding,
+                hop_up: hop(&pc.hop[0]),
+                hop_down: hop(&pc.hop[1]),
             });
         }
         let mut sessions: Vec<SessionStatus> = self
@@ -139,6 +145,10 @@ async fn answers(upstream: &Upstream) -> std::io::Result<bool> {
     Ok(status_line.starts_with(b"HTTP/1.") && matches!(status_line[9], b'1'..=b'4'))
 }
 
+fn hop(hop: &HopSnapshot) -> Option<HopStatus> {
+    (hop.streams > 0).then(|| HopStatus::new(hop.rung, hop.streams, &hop.stats))
+}
+
 fn leg(leg: &LegSnapshot, is_client: bool) -> LegStatus {
     LegStatus {
         state: leg.state.name(),
@@ -161,12 +171,18 @@ fn totals(app: &App, snapshots: &[Arc<Snapshot>]) -> Totals {
     };
     let (mut up, mut down) = (FlowStats::default(), FlowStats::default());
     let mut drops: BTreeMap<&'static str, u64> = BTreeMap::new();
+    let (mut hop, mut streams) = (HopStats::default(), 0);
     for snapshot in snapshots {
+        hop += snapshot.ended_hop;
         up += snapshot.ended_up;
         down += snapshot.ended_down;
         for pc in &snapshot.pcs {
             up += pc.up;
             down += pc.down;
+            for direction in &pc.hop {
+                hop += direction.stats;
+                streams += direction.streams;
+            }
         }
         let counters = &snapshot.counters;
         totals.received_datagrams += counters.received;
@@ -192,6 +208,7 @@ fn totals(app: &App, snapshots: &[Arc<Snapshot>]) -> Totals {
     }
     totals.up = up.into();
     totals.down = down.into();
+    totals.hop = HopStatus::new(None, streams, &hop);
     totals.drops = drops;
     totals
 }
@@ -218,6 +235,7 @@ impl StatusSource for Overview {
                 })
                 .collect(),
             sessions: self.sessions(&snapshots),
+            engine: EngineStatus::of(&self.engine),
             totals: totals(&self.app, &snapshots),
         }
     }
@@ -265,6 +283,7 @@ impl StatusSource for Overview {
                         format!("last reload failed: {problems}")
                     }),
                 },
+                EngineStatus::of(&self.engine).check(),
             ],
         }
     }

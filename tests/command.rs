@@ -76,7 +76,7 @@ fn version_help_and_wrong_arguments() {
 
 #[test]
 fn check_says_every_mistake_with_its_place() {
-    let text = "listen: 127.0.0.1:7980\nmedia:\n  udp_prot: 1\nrooms:\n  - match: \"[\"\n    mode: neural\n";
+    let text = "listen: 127.0.0.1:7980\nmedia:\n  udp_prot: 1\nrooms:\n  - match: \"[\"\n    mode: auto\n";
     let (code, out, err) = check(text, &[]);
     assert_eq!((code, out.as_str()), (2, ""));
     let lines: Vec<_> = err.lines().collect();
@@ -85,7 +85,7 @@ fn check_says_every_mistake_with_its_place() {
         [
             "a.yaml:3:3: error: media.udp_prot: unknown key (did you mean `udp_port`?); allowed here: ip, udp_port, tcp_port, workers",
             "a.yaml:5:12: error: rooms[0].match: \"[\": '[' is not allowed in a pattern (`*` matches any run of characters and `?` any one; there are no classes, alternatives or escapes)",
-            "a.yaml:6:11: error: rooms[0].mode: `neural` comes with a later version; allowed now: off, lean",
+            "a.yaml:6:11: error: rooms[0].mode: `auto` comes with a later version; allowed now: off, lean, neural",
         ]
     );
     let (code, _, err) = said(&auralink(&["--check", "--config", "/nowhere/x.yaml"]));

@@ -40,6 +40,7 @@ fuzz_target!(|text: &str| {
                     .map(|mid| (mid.clone(), *id, "urn:auralink:x".to_owned()))
             })
             .collect(),
+        aic: Vec::new(),
         strip_extmap_uri: Some("urn:auralink:x"),
         media: mids
             .iter()

@@ -49,6 +49,7 @@ fuzz_target!(|data: &[u8]| {
             remote_lite: false,
             controlling: data.first().is_some_and(|b| b & 1 == 0),
             short_tags: false,
+            aic_pts: (None, None),
         },
     );
     let mut out = Vec::new();

@@ -53,7 +53,7 @@ const SECONDS: &[f64] = &[
 
 const DIRECTION: (&str, &str) = ("direction", "up (from participants), down");
 const SIDE: (&str, &str) = ("side", "client, server");
-const MODE: (&str, &str) = ("mode", "off, lean");
+const MODE: (&str, &str) = ("mode", "off, lean, neural");
 
 macro_rules! table {
     ($($(#[$doc:meta])* $id:ident = $kind:expr, $name:literal, [$($label:expr),*], $help:literal;)*) => {
@@ -133,6 +133,26 @@ table! {
     TCP_REFUSED = Kind::Counter, "auralink_tcp_refused_total", [],
         "ICE-TCP connections refused: too many, or none of a session's.";
 
+    HOP_PACKETS = Kind::Counter, "auralink_hop_packets_total",
+        [("what", "sent, sent_with_copy, received, lost, lost_but_copied, unreadable")],
+        "Framed packets between two AuraLinks.";
+    HOP_ORIGINALS = Kind::Counter, "auralink_hop_originals_total",
+        [("what", "coded, restored, concealed, lost, undecoded")],
+        "Audio packets that went over the hop coded.";
+    HOP_NATIVE = Kind::Counter, "auralink_hop_native_total", [("reason", "as in /status.json")],
+        "Audio packets that went over the hop as they came, by why they were not coded.";
+    ENGINE_COMPLETE = Kind::Gauge, "auralink_engine_complete", [],
+        "1 while every codec that is configured is there and works.";
+    ENGINE_RUNG = Kind::Gauge, "auralink_engine_rung_usable", [("rung", "L1 to L6")],
+        "1 while the rung can be coded: loaded, and no circuit breaker open.";
+    ENGINE_JOBS = Kind::Counter, "auralink_engine_jobs_total",
+        [("what", "encoded, decoded, refused, failed, late, expired, busy, dropped")],
+        "Groups of audio packets handed to the codecs, by what became of them; late ones are among encoded and decoded.";
+    ENGINE_OPENED = Kind::Counter, "auralink_engine_breaker_opened_total", [("rung", "L1 to L6, all")],
+        "Times a circuit breaker opened because codecs failed or were late.";
+    ENGINE_RESTARTS = Kind::Counter, "auralink_engine_restarts_total", [],
+        "Codec threads started again after a panic or a hang.";
+
     ROOM_SESSIONS = Kind::Gauge, "auralink_room_sessions", [("room", "its name, or other")],
         "Live sessions of a room; rooms beyond metrics.rooms are other.";
     ROOM_WIRE_BYTES = Kind::Counter, "auralink_room_wire_bytes_total", [("room", "its name, or other"), DIRECTION],
@@ -188,7 +208,7 @@ pub fn publish(status: &Status) {
     gauge!(UPTIME.name).set(status.uptime_s as f64);
     gauge!(DRAINING.name).set(f64::from(u8::from(status.draining)));
 
-    let mut sessions = BTreeMap::from([("off", 0_u32), ("lean", 0)]);
+    let mut sessions = BTreeMap::from([("off", 0_u32), ("lean", 0), ("neural", 0)]);
     let mut legs = BTreeMap::new();
     for side in ["client", "server"] {
         for state in ["checking", "handshaking", "established", "closed"] {
@@ -211,6 +231,8 @@ pub fn publish(status: &Status) {
     for ((side, state), n) in legs {
         gauge!(LEGS.name, "side" => side, "state" => state).set(n);
     }
+
+    super::hop::publish(&status.totals.hop, &status.engine);
 
     let totals = &status.totals;
     for (mode, n) in &totals.sessions {

@@ -4,6 +4,7 @@
 //! What it shows comes through [`StatusSource`]; it knows nothing of signalling, media or
 //! configuration.
 
+pub mod hop;
 pub mod metrics;
 pub mod rooms;
 pub mod status;

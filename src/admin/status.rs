@@ -4,6 +4,7 @@
 //! No identity, no token and no client's full address is in it: identities are salted hashes,
 //! client addresses are [masked](mask).
 
+use super::hop::{EngineStatus, HopStatus};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -25,6 +26,8 @@ pub struct Status {
     pub workers: Vec<WorkerStatus>,
     /// Live ones.
     pub sessions: Vec<SessionStatus>,
+    /// The codecs of the hop between two AuraLinks.
+    pub engine: EngineStatus,
     /// Since the process started.
     pub totals: Totals,
 }
@@ -53,7 +56,7 @@ pub struct SessionStatus {
     pub room: String,
     /// 12 hex digits of a hash of the identity, salted anew in each process.
     pub identity_hash: String,
-    /// `off` or `lean`.
+    /// `off`, `lean` or `neural`.
     pub mode: &'static str,
     /// Of the configuration that its policy is from.
     pub generation: u64,
@@ -93,6 +96,12 @@ pub struct PcStatus {
     pub down: Traffic,
     /// Streams whose redundancy is being shed now.
     pub shedding: usize,
+    /// The AIC hop from the participant, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hop_up: Option<HopStatus>,
+    /// To the participant.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hop_down: Option<HopStatus>,
 }
 
 /// One leg.
@@ -167,6 +176,8 @@ pub struct Totals {
     pub sent_bytes: u64,
     /// What was dropped, by reason.
     pub drops: BTreeMap<&'static str, u64>,
+    /// The AIC hops, both directions.
+    pub hop: HopStatus,
 }
 
 /// Whether new sessions should be sent here, and why not.
@@ -191,7 +202,7 @@ impl Readiness {
 /// One thing that readiness depends on.
 #[derive(Debug, Clone, Serialize)]
 pub struct Check {
-    /// `upstream`, `workers`, `config`.
+    /// `upstream`, `workers`, `config`, `engine`.
     pub name: &'static str,
     /// How it is.
     pub state: CheckState,

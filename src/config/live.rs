@@ -318,7 +318,7 @@ mod tests {
              2:19: media.udp_port: only a restart can change it; nothing of this file was taken"
         );
         // What the file no longer says falls back to a default that is not in force.
-        file.write("rooms: [{match: a, mode: neural}]");
+        file.write("rooms: [{match: a, mode: auto}]");
         assert!(live.reload().is_err());
         fs::remove_file(file.path()).unwrap();
         assert!(

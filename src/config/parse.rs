@@ -1,10 +1,10 @@
 //! The keys: which there are, what each may hold, and what they must not hold together.
 
 use super::values::{
-    address, bitrate, bytes, choice, duration, glob, ip, level, number, packet, path, upstream,
+    address, bitrate, bytes, choice, duration, glob, ip, level, number, packet, path, rung, upstream,
 };
 use super::yaml::{self, Findings, Section};
-use super::{Admin, Limits, Loaded, Log, LogFormat, MAX_QUERY, MAX_WORKERS, Media, Metrics};
+use super::{Admin, Engine, Limits, Loaded, Log, LogFormat, MAX_QUERY, MAX_WORKERS, Media, Metrics};
 use super::{Places, Problem, Problems, Session, Settings, TlsFiles};
 use auralink_proto::policy::{
     AudioPolicy, Mode, Policy, RedPolicy, Rule, Rules, VideoCodec, VideoPolicy,
@@ -68,6 +68,7 @@ fn read(text: &str) -> Result<(Settings, Findings), Problem> {
         session: session(top.section("session"), &base.session),
         log: log(top.section("log"), base.log),
         metrics: metrics(top.section("metrics"), &base.metrics),
+        engine: engine(top.section("engine"), base.engine),
         rules: rules(&top),
     };
     top.done();
@@ -198,6 +199,26 @@ fn metrics(section: Section<'_>, base: &Metrics) -> Metrics {
     metrics
 }
 
+fn engine(section: Section<'_>, base: Engine) -> Engine {
+    let engine = Engine {
+        threads: section.or("threads", number(1..=MAX_WORKERS), base.threads),
+        models: section.optional("models", path),
+        runtime: section.optional("runtime", path),
+        local_bitrate: section.or(
+            "local_bitrate",
+            bitrate(16_000..=128_000),
+            base.local_bitrate,
+        ),
+    };
+    if let (None, Some(_)) = (&engine.runtime, &engine.models) {
+        let (id, key) = (section.found.id("engine.models"), "engine.models");
+        let message = "has no effect without engine.runtime (libonnxruntime.so)";
+        section.found.warning(id, key, message);
+    }
+    section.done();
+    engine
+}
+
 fn rules(top: &Section<'_>) -> Rules {
     let section = top.section("defaults");
     let defaults = policy(&section, Policy::default());
@@ -233,8 +254,13 @@ fn rules(top: &Section<'_>) -> Rules {
 
 /// `mode`, `audio` and `video` laid over `base`.
 fn policy(section: &Section<'_>, base: Policy) -> Policy {
-    let modes = &[("off", Mode::Off), ("lean", Mode::Lean)];
-    let mode = section.or("mode", choice(modes, &["neural", "auto"]), base.mode);
+    let modes = &[
+        ("off", Mode::Off),
+        ("lean", Mode::Lean),
+        ("neural", Mode::Neural),
+    ];
+    let mode = section.or("mode", choice(modes, &["auto"]), base.mode);
+    let rung = section.optional("rung", rung).or(base.rung);
 
     let (audio_there, audio) = section.optional_section("audio");
     let reds = &[
@@ -290,6 +316,7 @@ fn policy(section: &Section<'_>, base: Policy) -> Policy {
     Policy {
         mode,
         audio: audio_policy,
+        rung,
         video,
         generation: base.generation,
     }

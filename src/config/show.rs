@@ -63,6 +63,7 @@ fn show_policy(out: &mut String, policy: &Policy) {
     let Policy {
         mode,
         audio,
+        rung: _,
         video,
         generation: _,
     } = policy;
@@ -74,6 +75,7 @@ fn show_policy(out: &mut String, policy: &Policy) {
         audio.packet_ms,
         audio.red.name()
     );
+    let _ = writeln!(out, "rung: {}", policy.rung());
     let Some(video) = video else {
         let _ = writeln!(out, "# no video: left alone");
         return;

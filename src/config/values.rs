@@ -3,6 +3,7 @@
 
 use super::Upstream;
 use super::yaml::{Kind, Node};
+use auralink_proto::ladder::Rung;
 use auralink_proto::policy::Glob;
 use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
@@ -180,6 +181,14 @@ fn show_in(n: u64, units: &[(&str, u64)]) -> String {
 /// Speech a packet carries.
 pub(super) fn packet(node: &Node) -> Parsed<u16> {
     choice(&[("20ms", 20), ("40ms", 40), ("60ms", 60)], &[])(node)
+}
+
+/// A rung of the ladder.
+pub(super) fn rung(node: &Node) -> Parsed<Rung> {
+    let what = "a rung from L1 to L6";
+    text(node, what)?
+        .parse()
+        .map_err(|_| format!("{} is not {what}", node.shown()))
 }
 
 /// An address to listen on.

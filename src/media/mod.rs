@@ -10,9 +10,12 @@ mod tcp;
 mod worker;
 
 use arc_swap::ArcSwap;
+use auralink_engine::Engine;
+use auralink_proto::coding::HopStats;
 use auralink_proto::description::{HostCandidate, PcDescription, Target};
 use auralink_proto::dtls::Identity;
 use auralink_proto::flow::FlowStats;
+use auralink_proto::ladder::{Rung, Rungs};
 use auralink_proto::leg::{CloseReason, LegState};
 use auralink_proto::relay::Side;
 use std::io;
@@ -117,6 +120,19 @@ pub struct PcSnapshot {
     pub down: FlowStats,
     /// Streams whose redundancy is being shed.
     pub shedding: usize,
+    /// The AIC hop, client to server and server to client.
+    pub hop: [HopSnapshot; 2],
+}
+
+/// The AIC hop of one direction on the status page.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct HopSnapshot {
+    /// The cheapest rung that speech is packed with.
+    pub rung: Option<Rung>,
+    /// Streams that are packed or restored.
+    pub streams: usize,
+    /// Counters.
+    pub stats: HopStats,
 }
 
 /// Counters of a worker since its start.
@@ -151,6 +167,8 @@ pub struct Snapshot {
     pub ended_up: FlowStats,
     /// And server to client.
     pub ended_down: FlowStats,
+    /// What their hops did.
+    pub ended_hop: HopStats,
 }
 
 struct Worker {
@@ -166,6 +184,7 @@ struct Worker {
 pub struct Media {
     workers: Vec<Worker>,
     config: MediaConfig,
+    engine: Arc<Engine>,
     tcp: Vec<(SocketAddr, std::net::TcpListener)>,
 }
 
@@ -177,6 +196,7 @@ impl Media {
     pub fn start(
         config: MediaConfig,
         identity: &Identity,
+        engine: Arc<Engine>,
         events: tokio::sync::mpsc::UnboundedSender<MediaEvent>,
     ) -> io::Result<Self> {
         let mut tcp = Vec::new();
@@ -216,6 +236,7 @@ impl Media {
                 sockets,
                 identity: identity.clone(),
                 consent_timeout: config.consent_timeout,
+                engine: engine.clone(),
                 commands: receiver,
                 events: events.clone(),
                 snapshot: snapshot.clone(),
@@ -231,6 +252,7 @@ impl Media {
         Ok(Self {
             workers,
             config,
+            engine,
             tcp,
         })
     }
@@ -239,6 +261,12 @@ impl Media {
     #[must_use]
     pub fn workers(&self) -> usize {
         self.workers.len()
+    }
+
+    /// Rungs that our engine decodes.
+    #[must_use]
+    pub fn rungs(&self) -> Rungs {
+        self.engine.decodable()
     }
 
     /// The worker with the fewest peer connections.

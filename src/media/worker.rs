@@ -3,16 +3,20 @@
 //! Every turn: commands, sockets that are ready (each for a bounded number of datagrams), timers.
 //! Nothing here blocks but the poll itself.
 
+mod codecs;
 mod streams;
 
 use super::sender::{Batch, Udp};
 use super::tcp::Connection;
-use super::{Command, LegSnapshot, MediaEvent, PcSnapshot, SessionId, Snapshot, WorkerCounters};
+use super::{Command, HopSnapshot, LegSnapshot, MediaEvent, PcSnapshot, SessionId, Snapshot, WorkerCounters};
 use arc_swap::ArcSwap;
+use auralink_engine::{Engine, Port};
 use auralink_proto::aic::ntp_middle;
+use auralink_proto::coding::HopStats;
 use auralink_proto::description::{PcDescription, Target};
 use auralink_proto::dtls::Identity;
 use auralink_proto::flow::FlowStats;
+use auralink_proto::ladder::Rungs;
 use auralink_proto::packet::{Kind, classify};
 use auralink_proto::relay::{Now, Relay, RelayEvent, Scratch, Side, Transmit};
 use auralink_proto::stun::{Path, addressed_ufrag};
@@ -52,6 +56,7 @@ pub(super) struct Setup {
     pub(super) sockets: Vec<(SocketAddr, std::net::UdpSocket)>,
     pub(super) identity: Identity,
     pub(super) consent_timeout: Duration,
+    pub(super) engine: Arc<Engine>,
     pub(super) commands: mpsc::Receiver<Command>,
     pub(super) events: tokio::sync::mpsc::UnboundedSender<MediaEvent>,
     pub(super) snapshot: Arc<ArcSwap<Snapshot>>,
@@ -75,6 +80,8 @@ struct Socket {
 }
 
 struct Pc {
+    /// Of its coding's tracks.
+    id: u64,
     session: SessionId,
     relay: Relay,
     sockets: Vec<usize>,
@@ -156,6 +163,10 @@ struct State {
     by_session: HashMap<(SessionId, Target), usize>,
     by_ufrag: HashMap<String, usize>,
     by_path: HashMap<Path, usize>,
+    by_id: HashMap<u64, usize>,
+    codecs: Port,
+    /// What the codecs could do at the last look.
+    rungs: Rungs,
     timers: BinaryHeap<Reverse<(Instant, usize)>>,
     ready: VecDeque<usize>,
     /// TCP connections that were not read to their end in the last turn.
@@ -165,12 +176,18 @@ struct State {
     next_snapshot: Instant,
     /// What peer connections that have ended carried: up, down.
     ended: [FlowStats; 2],
+    /// And what their hops did.
+    ended_hop: HopStats,
+    next_id: u64,
 }
 
 pub(super) fn spawn(mut setup: Setup) -> io::Result<(Arc<Waker>, JoinHandle<()>)> {
     let poll = Poll::new()?;
     let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
     let sockets = std::mem::take(&mut setup.sockets);
+    let wake = waker.clone();
+    // A wake that fails has nobody left to wake.
+    let codecs = setup.engine.port(Arc::new(move || drop(wake.wake())));
     let name = format!("media-{}", setup.index);
     let mut state = State {
         poll,
@@ -187,6 +204,9 @@ pub(super) fn spawn(mut setup: Setup) -> io::Result<(Arc<Waker>, JoinHandle<()>)
         by_session: HashMap::new(),
         by_ufrag: HashMap::new(),
         by_path: HashMap::new(),
+        by_id: HashMap::new(),
+        rungs: codecs.rungs(),
+        codecs,
         timers: BinaryHeap::new(),
         ready: VecDeque::new(),
         tcp_ready: VecDeque::new(),
@@ -194,6 +214,8 @@ pub(super) fn spawn(mut setup: Setup) -> io::Result<(Arc<Waker>, JoinHandle<()>)
         setup,
         next_snapshot: Instant::now() + SNAPSHOT_EVERY,
         ended: [FlowStats::default(); 2],
+        ended_hop: HopStats::default(),
+        next_id: 0,
     };
     for (local, socket) in sockets {
         state.add_socket(Owner::Clients, local, socket)?;
@@ -256,6 +278,7 @@ impl State {
                 self.stop();
                 return;
             }
+            self.outcomes();
             for _ in 0..self.ready.len() {
                 if let Some(socket) = self.ready.pop_front() {
                     self.read(socket, &mut buffers, &mut metas);
@@ -363,7 +386,11 @@ impl State {
             .receive(now, side, path, datagram, &mut self.scratch, &mut self.out);
         // Only control datagrams change timers or raise events.
         match classify(datagram) {
-            Kind::Rtp | Kind::Rtcp => {}
+            Kind::Rtp | Kind::Rtcp => {
+                if pc.relay.is_coding() {
+                    self.after(key);
+                }
+            }
             kind => {
                 // Whoever proved an address last has it: a participant who takes another's (a
                 // forged source) loses it to that one's next check.
@@ -397,6 +424,9 @@ impl State {
         let Some(pc) = self.pcs.get_mut(key) else {
             return;
         };
+        if pc.relay.is_coding() {
+            codecs::jobs(pc, &self.codecs, &mut self.scratch, &mut self.out);
+        }
         let (session, target) = (pc.session, pc.relay.target());
         while let Some(event) = pc.relay.poll_event() {
             let report = match event {
@@ -558,7 +588,12 @@ impl State {
             keys.push(self.add_socket(Owner::Pc(key), local, socket)?);
             locals.push(local);
         }
+        self.next_id += 1;
+        // The engine is shared by all workers.
+        let pc_id = (self.setup.index as u64) << 40 | self.next_id;
         let relay = Relay::new(
+            pc_id,
+            self.rungs,
             now.instant,
             &self.setup.identity,
             self.setup.consent_timeout,
@@ -566,7 +601,9 @@ impl State {
             description,
         );
         self.by_session.insert(id, key);
+        self.by_id.insert(pc_id, key);
         self.pcs.insert(Pc {
+            id: pc_id,
             session: id.0,
             relay,
             sockets: keys,
@@ -588,9 +625,15 @@ impl State {
     fn remove(&mut self, key: usize) {
         // Its goodbyes may still be in the run, for a socket that is about to go.
         self.out.flush();
-        let Some(pc) = self.pcs.try_remove(key) else {
+        let Some(mut pc) = self.pcs.try_remove(key) else {
             return;
         };
+        self.by_id.remove(&pc.id);
+        for side in [Side::Client, Side::Server] {
+            self.ended_hop += pc.relay.coding_from(side).stats();
+        }
+        pc.relay.end_coding();
+        codecs::jobs(&mut pc, &self.codecs, &mut self.scratch, &mut self.out);
         self.by_session.remove(&(pc.session, pc.relay.target()));
         self.ended[0] += pc.relay.flow_from(Side::Client).stats;
         self.ended[1] += pc.relay.flow_from(Side::Server).stats;
@@ -637,6 +680,15 @@ impl State {
                 up: pc.relay.flow_from(Side::Client).stats,
                 down: pc.relay.flow_from(Side::Server).stats,
                 shedding: pc.relay.flow_from(Side::Server).shedding(),
+                hop: [Side::Client, Side::Server].map(|side| {
+                    let coding = pc.relay.coding_from(side);
+                    let (rung, streams) = coding.in_use();
+                    HopSnapshot {
+                        rung,
+                        streams,
+                        stats: coding.stats(),
+                    }
+                }),
             })
             .collect();
         self.setup.snapshot.store(Arc::new(Snapshot {
@@ -644,6 +696,7 @@ impl State {
             pcs,
             ended_up: self.ended[0],
             ended_down: self.ended[1],
+            ended_hop: self.ended_hop,
         }));
     }
 

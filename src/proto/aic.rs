@@ -1,6 +1,8 @@
 //! The AIC hint, an RTP header extension (RFC 8285) that is safe to ignore. docs/protocol.md is
 //! its specification.
 
+pub mod payload;
+
 use std::time::Duration;
 
 /// URN of the extension in `a=extmap`.

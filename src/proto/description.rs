@@ -2,6 +2,7 @@
 //! rules for its tracks. Signalling writes it, [`crate::relay`] obeys it; it is declarative, so
 //! that a repeated or re-ordered SDP can be applied any number of times.
 
+use crate::ladder::{Rung, Rungs};
 use std::net::SocketAddr;
 
 /// ICE credentials of one side of one leg (RFC 8839 section 5.4).
@@ -59,6 +60,9 @@ pub struct LegDescription {
     /// Only the SRTP profile with the 10-byte tag (AES_CM_128_HMAC_SHA1_80), not the one with 16
     /// bytes (AEAD_AES_128_GCM): 6 bytes a packet are 5 % of lean audio.
     pub short_tags: bool,
+    /// Payload types of framed packets that come and that go (docs/protocol.md): their SRTP tag is
+    /// cut to 4 bytes.
+    pub aic_pts: (Option<u8>, Option<u8>),
     /// We are the controlling agent (RFC 8445 section 6.1.1). Never on the client leg.
     pub controlling: bool,
 }
@@ -85,6 +89,38 @@ pub struct TrackRule {
     /// The uplink was steered below the default: bytes a second of speech that the default
     /// publisher would have sent instead, headers included; 0 when not steered.
     pub default_bytes_per_second: u32,
+    /// Payload types of Opus and of the RED that carries it.
+    pub opus_pts: (Option<u8>, Option<u8>),
+    /// Speech is packed for the receiving peer, which takes framed packets.
+    pub pack: Option<PackRule>,
+    /// Framed packets of the sending peer are restored.
+    pub restore: Option<RestoreRule>,
+}
+
+/// How a stream is packed (docs/protocol.md).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PackRule {
+    /// Payload type of framed packets towards the receiver.
+    pub pt: u8,
+    /// Rungs that the receiver decodes.
+    pub rungs: Rungs,
+    /// The rung that policy wants.
+    pub rung: Rung,
+    /// Header extension id of the hint at the receiver.
+    pub hint_id: u8,
+    /// Header extension id of the audio level (RFC 6464) at the sender.
+    pub level_id: Option<u8>,
+}
+
+/// How framed packets become what they were.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RestoreRule {
+    /// Payload type of framed packets of the sender.
+    pub pt: u8,
+    /// Header extension id of the hint at the sender.
+    pub hint_id: u8,
+    /// Header extension id of the audio level (RFC 6464) at the receiver.
+    pub level_id: Option<u8>,
 }
 
 /// The media type of an m-section.

@@ -48,6 +48,10 @@ impl DtlsError {
     pub(crate) fn from_srtp(error: &rtc_shared::error::Error) -> Self {
         Self(format!("SRTP: {error}"))
     }
+
+    pub(crate) fn no_keys() -> Self {
+        Self("SRTP: no context can be made from the keys".to_owned())
+    }
 }
 
 /// The process's certificate and the handshake settings made from it, shared by all legs.

@@ -223,7 +223,8 @@ impl Flow {
     }
 }
 
-fn find(
+/// The rule of a packet's stream, by SSRC or MID.
+pub(crate) fn find(
     rules: &[TrackRule],
     mid_ext_id: Option<u8>,
     header: &RtpHeader,

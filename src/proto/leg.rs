@@ -119,6 +119,7 @@ pub struct Leg {
     dtls: Option<Dtls>,
     role: Option<DtlsRole>,
     short_tags: bool,
+    aic_pts: (Option<u8>, Option<u8>),
     fingerprint: Option<Fingerprint>,
     handshake_done: bool,
     srtp: Option<Srtp>,
@@ -162,6 +163,7 @@ impl Leg {
             dtls: None,
             role: None,
             short_tags: false,
+            aic_pts: (None, None),
             fingerprint: None,
             handshake_done: false,
             srtp: None,
@@ -238,6 +240,12 @@ impl Leg {
             self.role = description.dtls;
         }
         self.short_tags = description.short_tags;
+        if self.aic_pts != description.aic_pts {
+            self.aic_pts = description.aic_pts;
+            if let Some(srtp) = &mut self.srtp {
+                srtp.set_short_pts(self.aic_pts);
+            }
+        }
         self.advance(now);
     }
 
@@ -426,7 +434,8 @@ impl Leg {
             .srtp_keys()
             .and_then(|keys| Srtp::new(&keys, &self.identity));
         match keyed {
-            Ok(srtp) => {
+            Ok(mut srtp) => {
+                srtp.set_short_pts(self.aic_pts);
                 self.srtp = Some(srtp);
                 self.events.push_back(LegEvent::Established {
                     took: now.duration_since(self.created),

@@ -2,10 +2,13 @@
 //! randomness are passed in; nothing here opens a socket, reads a clock or spawns a task.
 
 pub mod aic;
+pub mod coding;
 pub mod description;
 pub mod dtls;
 pub mod flow;
+pub mod hop;
 pub mod ice;
+pub mod ladder;
 pub mod leg;
 pub mod packet;
 pub mod policy;

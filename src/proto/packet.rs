@@ -106,7 +106,7 @@ impl RtpHeader {
 }
 
 /// `0xBEDE`: one-byte header extension elements (RFC 8285 section 4.2).
-const ONE_BYTE: u16 = 0xbede;
+pub(crate) const ONE_BYTE: u16 = 0xbede;
 
 /// Two-byte header extension elements (RFC 8285 section 4.3), application bits ignored.
 fn is_two_byte(profile: u16) -> bool {
@@ -114,13 +114,13 @@ fn is_two_byte(profile: u16) -> bool {
 }
 
 /// Iterates over header extension elements as `(id, data)`; stops at what cannot be read.
-struct Elements<'a> {
+pub(crate) struct Elements<'a> {
     two_byte: bool,
     rest: &'a [u8],
 }
 
 impl<'a> Elements<'a> {
-    fn new(profile: u16, body: &'a [u8]) -> Option<Self> {
+    pub(crate) fn new(profile: u16, body: &'a [u8]) -> Option<Self> {
         let two_byte = is_two_byte(profile);
         (two_byte || profile == ONE_BYTE).then_some(Self {
             two_byte,

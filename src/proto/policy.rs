@@ -2,6 +2,7 @@
 //! configuration, resolved once for each session. Pure data and matching: reading the file is the
 //! root package's work.
 
+use crate::ladder::Rung;
 use std::fmt;
 use std::str::FromStr;
 
@@ -16,6 +17,8 @@ pub enum Mode {
     Off,
     /// Stock clients on both sides, steered through SDP, redundancy shed where nothing is lost.
     Lean,
+    /// Speech is coded between two AuraLinks; towards anyone else, a pure relay.
+    Neural,
 }
 
 impl Mode {
@@ -25,6 +28,17 @@ impl Mode {
         match self {
             Self::Off => "off",
             Self::Lean => "lean",
+            Self::Neural => "neural",
+        }
+    }
+
+    /// The rung that speech takes between two AuraLinks where policy names none.
+    #[must_use]
+    pub const fn rung(self) -> Rung {
+        match self {
+            Self::Off => Rung::NATIVE,
+            Self::Lean => Rung::L4,
+            Self::Neural => Rung::L2,
         }
     }
 }
@@ -135,11 +149,24 @@ pub struct Policy {
     pub mode: Mode,
     /// Speech.
     pub audio: AudioPolicy,
+    /// Where it isn't the mode's own ([`Mode::rung`]): the rung of speech between two AuraLinks.
+    pub rung: Option<Rung>,
     /// Video; none: left alone.
     pub video: Option<VideoPolicy>,
     /// Of the configuration it came from: 1 for the one the process started with, one more for
     /// each reload that changed something. A session keeps the one it began with.
     pub generation: u64,
+}
+
+impl Policy {
+    /// The rung that speech takes between two AuraLinks.
+    #[must_use]
+    pub fn rung(&self) -> Rung {
+        match self.mode {
+            Mode::Off => Rung::NATIVE,
+            mode => self.rung.unwrap_or(mode.rung()),
+        }
+    }
 }
 
 /// Why a glob is not one.

@@ -4,9 +4,12 @@
 //! RTP and RTCP headers stay as they are, so SR, RR, NACK, PLI, TWCC and REMB work end to end
 //! between SFU and client; only a track's rule changes its packets ([`crate::flow`]).
 
+use crate::coding::{Coded, Coding, Job, Outcome, Taken};
 use crate::description::{PcDescription, Target};
 use crate::dtls::Identity;
 use crate::flow::{Applied, Flow};
+use crate::hop::report;
+use crate::ladder::Rungs;
 use crate::leg::{CloseReason, Leg, LegEvent, LegState, Received};
 use crate::packet::report_blocks;
 use crate::stun::Path;
@@ -47,6 +50,16 @@ impl Side {
 pub trait Transmit {
     /// Sends one datagram on `side` over `path`.
     fn transmit(&mut self, side: Side, path: Path, datagram: &[u8]);
+}
+
+/// A track's number is the relay's, a bit for the direction, and the stream's.
+const TRACK_BITS: u32 = 16;
+const DOWN: u64 = 1 << (TRACK_BITS - 1);
+
+/// The relay that a track belongs to.
+#[must_use]
+pub fn relay_of_track(track: u64) -> u64 {
+    track >> TRACK_BITS
 }
 
 /// What was heard before the other leg was ready: bounded, because the second leg follows the
@@ -111,14 +124,19 @@ pub struct Relay {
     down: Flow,
     early_up: Early,
     early_down: Early,
+    up_coding: Coding,
+    down_coding: Coding,
     closed: bool,
     events: VecDeque<RelayEvent>,
 }
 
 impl Relay {
-    /// A relay whose server leg owns sockets bound to `server_locals`.
+    /// A relay whose server leg owns sockets bound to `server_locals`. `id` is unique in the process; `engine` is
+    /// what the codecs can do now.
     #[must_use]
     pub fn new(
+        id: u64,
+        engine: Rungs,
         now: Instant,
         identity: &Identity,
         consent_timeout: Duration,
@@ -139,6 +157,8 @@ impl Relay {
             down: Flow::default(),
             early_up: Early::default(),
             early_down: Early::default(),
+            up_coding: Coding::new(id << TRACK_BITS, engine),
+            down_coding: Coding::new(id << TRACK_BITS | DOWN, engine),
             closed: false,
             events: VecDeque::new(),
         }
@@ -192,6 +212,9 @@ impl Relay {
         self.server.describe(now.instant, &description.server);
         self.up.set_rules(&description.up, description.mid_ext_id);
         self.down.set_rules(&description.down, None);
+        let (up, down) = (&mut self.up_coding, &mut self.down_coding);
+        up.set_rules(now.instant, &description.up, description.mid_ext_id);
+        down.set_rules(now.instant, &description.down, None);
         self.settle(now, scratch, out);
     }
 
@@ -245,15 +268,44 @@ impl Relay {
         out: &mut impl Transmit,
     ) {
         let to = side.other();
-        let (leg, flow, early) = match to {
-            Side::Client => (&mut self.client, &mut self.down, &mut self.early_down),
-            Side::Server => (&mut self.server, &mut self.up, &mut self.early_up),
+        let (leg, flow, early, coding, back) = match to {
+            Side::Client => (
+                &mut self.client,
+                &mut self.down,
+                &mut self.early_down,
+                &mut self.down_coding,
+                &mut self.up_coding,
+            ),
+            Side::Server => (
+                &mut self.server,
+                &mut self.up,
+                &mut self.early_up,
+                &mut self.up_coding,
+                &mut self.down_coding,
+            ),
         };
+        // Reports of the hop are about what goes towards where they come from, and end here.
+        if what == Received::Rtcp && report::is_ours(&scratch.plain) {
+            back.report(now, &scratch.plain);
+            return;
+        }
         if leg.state() != LegState::Established {
             if !early.push(what, &scratch.plain) {
                 flow.stats.dropped_early += 1;
             }
             return;
+        }
+        if what == Received::Rtp && !coding.is_idle() {
+            let wire = came.map_or(scratch.plain.len(), |(path, len)| wire_len(&path, len));
+            let taken = coding.take(now, &scratch.plain, wire);
+            if taken == Taken::Framed {
+                // The hop's wire is the one that costs.
+                flow.stats.bytes += wire as u64;
+            }
+            if taken != Taken::Not {
+                self.pass_coded(now, side, scratch, out);
+                return;
+            }
         }
         let plain_len = scratch.plain.len();
         let (mut saved, mut added) = (0, 0);
@@ -292,6 +344,106 @@ impl Relay {
         if reported.wants_reports() {
             report_blocks(&scratch.plain, |ssrc, lost| reported.report(ssrc, lost));
         }
+    }
+
+    /// Sends what the coding of the direction that comes from `side` has ready.
+    fn pass_coded(
+        &mut self,
+        now: Now,
+        side: Side,
+        scratch: &mut Scratch,
+        out: &mut impl Transmit,
+    ) {
+        let (from, to, flow, coding) = match side {
+            Side::Client => (
+                &mut self.client,
+                &mut self.server,
+                &mut self.up,
+                &mut self.up_coding,
+            ),
+            Side::Server => (
+                &mut self.server,
+                &mut self.client,
+                &mut self.down,
+                &mut self.down_coding,
+            ),
+        };
+        while let Some(coded) = coding.poll_packet(now, &mut scratch.plain) {
+            if coded == Coded::Restored {
+                let len = scratch.plain.len();
+                flow.apply(&mut scratch.plain, len, now.ntp);
+            }
+            let Some(path) = to.protect_rtp(&scratch.plain, &mut scratch.protected) else {
+                flow.stats.dropped_unsent += 1;
+                continue;
+            };
+            out.transmit(side.other(), path, &scratch.protected);
+            flow.stats.rtp_packets += 1;
+            let bytes = wire_len(&path, scratch.protected.len()) as u64;
+            match coded {
+                Coded::Framed { native_bytes } => {
+                    flow.stats.bytes += bytes;
+                    flow.stats.native_bytes += native_bytes;
+                }
+                Coded::Restored => flow.stats.native_bytes += bytes,
+            }
+        }
+        if coding.poll_report(&mut scratch.plain)
+            && let Some(path) = from.protect_rtcp(&scratch.plain, &mut scratch.protected)
+        {
+            out.transmit(side, path, &scratch.protected);
+        }
+    }
+
+    /// The direction that comes from `side`, as the hop codes it.
+    #[must_use]
+    pub fn coding_from(&self, side: Side) -> &Coding {
+        match side {
+            Side::Client => &self.up_coding,
+            Side::Server => &self.down_coding,
+        }
+    }
+
+    /// Something is coded here: packets change timers and make jobs.
+    #[must_use]
+    pub fn is_coding(&self) -> bool {
+        !self.up_coding.is_idle() || !self.down_coding.is_idle()
+    }
+
+    /// The next job for the engine.
+    pub fn poll_job(&mut self) -> Option<Job> {
+        self.up_coding
+            .poll_job()
+            .or_else(|| self.down_coding.poll_job())
+    }
+
+    /// Takes the engine's answer to a job.
+    pub fn outcome(
+        &mut self,
+        now: Now,
+        outcome: Outcome,
+        scratch: &mut Scratch,
+        out: &mut impl Transmit,
+    ) {
+        if outcome.track() & DOWN == 0 {
+            self.up_coding.outcome(now, outcome);
+            self.pass_coded(now, Side::Client, scratch, out);
+        } else {
+            self.down_coding.outcome(now, outcome);
+            self.pass_coded(now, Side::Server, scratch, out);
+        }
+    }
+
+    /// What the codecs can do from now on.
+    pub fn set_engine(&mut self, now: Instant, rungs: Rungs) {
+        self.up_coding.set_engine(now, rungs);
+        self.down_coding.set_engine(now, rungs);
+    }
+
+    /// Makes jobs by which the engine forgets this relay.
+    pub fn end_coding(&mut self) {
+        self.up_coding.close();
+        self.down_coding.close();
     }
 
     /// Moves data, control datagrams and events on after a leg did something.
@@ -418,13 +570,21 @@ impl Relay {
         self.client.handle_timeout(now.instant);
         self.server.handle_timeout(now.instant);
         self.settle(now, scratch, out);
+        if self.is_coding() {
+            self.up_coding.handle_timeout(now);
+            self.down_coding.handle_timeout(now);
+            self.pass_coded(now, Side::Client, scratch, out);
+            self.pass_coded(now, Side::Server, scratch, out);
+        }
     }
 
     /// When [`Relay::handle_timeout`] wants to be called.
     pub fn poll_timeout(&mut self) -> Option<Instant> {
         let client = self.client.poll_timeout();
         let server = self.server.poll_timeout();
-        [client, server].into_iter().flatten().min()
+        let up = self.up_coding.poll_timeout();
+        let down = self.down_coding.poll_timeout();
+        [client, server, up, down].into_iter().flatten().min()
     }
 
     /// The next event.

@@ -3,6 +3,8 @@
 //!
 //! [`Sdp::parse`] gives a view, [`rewrite`] applies an [`Edit`] to it.
 
+mod aic;
+mod fragment;
 mod rewrite;
 mod steer;
 #[cfg(test)]
@@ -12,6 +14,10 @@ use std::collections::HashSet;
 
 use crate::description::{Creds, Fingerprint, MediaKind};
 
+pub use aic::{AicLine, free_payload_type};
+pub use fragment::{
+    FragmentEdit, MAX_FRAGMENT, fragment_candidates, fragment_creds, rewrite_fragment,
+};
 pub use rewrite::{Edit, FreeExtmapIds, MediaSteer, candidate_attribute, free_extmap_ids, rewrite};
 
 /// Longest SDP that is read, in bytes. LiveKit's largest seen are about 30 kB; a room with 500
@@ -173,6 +179,8 @@ pub struct Media {
     pub msid: Option<(String, String)>,
     /// Header extensions: id and URI, the session's own included.
     pub extmaps: Vec<(u16, String)>,
+    /// `a=aic`: which framed packets the writer of the SDP takes.
+    pub aic: Option<AicLine>,
 }
 
 impl Media {
@@ -489,6 +497,7 @@ fn read_media(lines: &[Line<'_>], defaults: &Media) -> Option<Media> {
                 }
             }
             "extmap" => media.extmaps.extend(parse_extmap(value)),
+            aic::ATTRIBUTE => media.aic = media.aic.or_else(|| AicLine::parse(value)),
             _ => {
                 if let Some(direction) = Direction::parse(name) {
                     media.direction = direction;

@@ -6,18 +6,22 @@
 //! text and an ICE restart of either side is an ICE restart of both legs.
 
 mod visit;
+mod whip;
 
 use crate::aic::EXTENSION_URI;
 use crate::description::{
-    Creds, DtlsRole, HostCandidate, LegDescription, PcDescription, Target, TrackRule,
+    Creds, DtlsRole, HostCandidate, LegDescription, MediaKind, PcDescription, Target, TrackRule,
 };
 use crate::policy::{Mode, Policy};
-use crate::sdp::{Edit, Media, MediaSteer, Sdp, Setup, free_extmap_ids, rewrite};
+use crate::ladder::{Rung, Rungs};
+use crate::sdp::{
+    AicLine, Edit, Media, MediaSteer, Sdp, Setup, free_extmap_ids, free_payload_type, rewrite,
+};
 use crate::signal::{
     Frame, JoinRequestInfo, RequestVisitor, SdpSlot, SignalError, Verdict, edit_join_request,
     edit_request, edit_response,
 };
-use crate::steering::{MID_URI, Tracks, aic_id, down_rules, steer, up_rules};
+use crate::steering::{Hop, MID_URI, Tracks, down_rules, steer, up_rules};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use visit::Visit;
@@ -47,6 +51,8 @@ pub struct SessionConfig {
     pub client_candidates: Vec<HostCandidate>,
     /// Our username fragments begin with it: it names the worker.
     pub ufrag_prefix: String,
+    /// Rungs that our engine decodes.
+    pub rungs: Rungs,
 }
 
 #[derive(Debug, Clone)]
@@ -60,6 +66,9 @@ struct Pc {
     /// What the server last wrote, whole: a `sync_state` must say what it really said.
     server_text: String,
     steered: Vec<MediaSteer>,
+    /// What each side was last told of the framed packets that we take, by mid.
+    client_told: Vec<(String, AicLine)>,
+    server_told: Vec<(String, AicLine)>,
     track_sids: HashMap<String, String>,
     changed: bool,
 }
@@ -195,24 +204,39 @@ impl Session {
     }
 
     fn describe(&self, target: Target, pc: &Pc) -> PcDescription {
-        let up = if target == Target::Publisher {
-            let aic = pc.from_server.iter().any(|media| aic_id(media).is_some());
-            up_rules(&pc.from_client, &pc.from_server, &pc.steered, aic)
+        let policy = &self.config.policy;
+        let from_client = Hop {
+            policy,
+            told: &pc.client_told,
+        };
+        let from_server = Hop {
+            policy,
+            told: &pc.server_told,
+        };
+        let mut up = if target == Target::Publisher {
+            let (offer, answer) = (&pc.from_client, &pc.from_server);
+            up_rules(&from_client, &self.tracks, offer, answer, &pc.steered)
         } else {
             Vec::new()
         };
         let mut down = down_rules(
-            &self.config.policy,
+            &from_server,
             &self.tracks,
             &pc.from_server,
             &pc.from_client,
             &pc.track_sids,
         );
         if !self.sheds {
-            for rule in &mut down {
+            for rule in up.iter_mut().chain(&mut down) {
                 rule.shed_red = None;
+                // The stream stays framed: an SRTP index must not be used twice.
+                if let Some(pack) = &mut rule.pack {
+                    pack.rung = Rung::NATIVE;
+                }
             }
-            down.retain(|rule: &TrackRule| rule.aic_id.is_some());
+            down.retain(|rule: &TrackRule| {
+                rule.aic_id.is_some() || rule.pack.is_some() || rule.restore.is_some()
+            });
         }
         PcDescription {
             target,
@@ -244,6 +268,7 @@ impl Session {
             let leg = |local, short_tags| LegDescription {
                 local,
                 short_tags,
+                aic_pts: (None, None),
                 remote: None,
                 fingerprint: None,
                 dtls: None,
@@ -269,6 +294,8 @@ impl Session {
                 from_server: Vec::new(),
                 server_text: String::new(),
                 steered: Vec::new(),
+                client_told: Vec::new(),
+                server_told: Vec::new(),
                 track_sids: HashMap::new(),
                 changed: false,
             });
@@ -286,7 +313,8 @@ impl Session {
     ) -> Result<String, String> {
         let sdp = Sdp::parse(text).map_err(|error| error.to_string())?;
         let fresh = self.creds(env, "");
-        let offers_aic = is_offer && self.config.policy.mode != Mode::Off;
+        let on = self.config.policy.mode != Mode::Off;
+        let rungs = self.config.rungs;
         let fingerprint = self.config.fingerprint.clone();
         let pc = self.pc(env, target)?;
         if let Some(creds) = sdp.creds() {
@@ -304,11 +332,18 @@ impl Session {
         }
         pc.from_client = sdp.media().to_vec();
         pc.changed = true;
-        let extmaps = if offers_aic {
-            aic_extmaps(&sdp)
-        } else {
-            Vec::new()
+        let extmaps = match (on, is_offer) {
+            (false, _) => Vec::new(),
+            (true, true) => aic_extmaps(&sdp),
+            (true, false) => answered_extmaps(&pc.from_server),
         };
+        pc.server_told = match (on, is_offer) {
+            (false, _) => Vec::new(),
+            (true, true) => offered_aic(&sdp, &pc.server_told, rungs),
+            (true, false) => answered_aic(&pc.from_server, rungs),
+        };
+        pc.server.aic_pts = aic_pts(&pc.server_told, &pc.from_server);
+        pc.client.aic_pts = aic_pts(&pc.client_told, &pc.from_client);
         Ok(rewrite(
             &sdp,
             &Edit {
@@ -317,9 +352,10 @@ impl Session {
                 candidates: pc.server_candidates.clone(),
                 ice_lite: false,
                 setup: None,
-                extmaps,
-                // The server never offered it, so an answer must not have it.
+                // An answer has it only where the server offered it, with the server's own id.
                 strip_extmap_uri: (!is_offer).then_some(EXTENSION_URI),
+                extmaps,
+                aic: pc.server_told.clone(),
                 media: Vec::new(),
             },
         ))
@@ -365,21 +401,18 @@ impl Session {
         text.clone_into(&mut pc.server_text);
         pc.track_sids.extend(mids.iter().cloned());
         pc.changed = true;
-        let mut extmaps = Vec::new();
-        if on && is_offer {
-            extmaps = aic_extmaps(&sdp);
-        } else if on {
-            // Answered where the client offered it, with the client's own id.
-            extmaps = pc
-                .from_client
-                .iter()
-                .filter(|media| !media.rejected)
-                .filter_map(|media| {
-                    let id = media.extmap_id(EXTENSION_URI)?;
-                    Some((media.mid.clone(), id, EXTENSION_URI.to_owned()))
-                })
-                .collect();
-        }
+        let extmaps = match (on, is_offer) {
+            (false, _) => Vec::new(),
+            (true, true) => aic_extmaps(&sdp),
+            (true, false) => answered_extmaps(&pc.from_client),
+        };
+        pc.client_told = match (on, is_offer) {
+            (false, _) => Vec::new(),
+            (true, true) => offered_aic(&sdp, &pc.client_told, config.rungs),
+            (true, false) => answered_aic(&pc.from_client, config.rungs),
+        };
+        pc.client.aic_pts = aic_pts(&pc.client_told, &pc.from_client);
+        pc.server.aic_pts = aic_pts(&pc.server_told, &pc.from_server);
         if !is_offer {
             pc.steered = steer(&config.policy, tracks, &pc.from_client, &pc.from_server);
         }
@@ -392,6 +425,7 @@ impl Session {
                 ice_lite: true,
                 setup: None,
                 extmaps,
+                aic: pc.client_told.clone(),
                 strip_extmap_uri: Some(EXTENSION_URI),
                 media: pc.steered.clone(),
             },
@@ -437,9 +471,54 @@ fn aic_extmaps(sdp: &Sdp<'_>) -> Vec<(String, u16, String)> {
     };
     sdp.media()
         .iter()
-        .filter(|media| !media.rejected && media.kind != crate::description::MediaKind::Other)
+        .filter(|media| !media.rejected && media.kind != MediaKind::Other)
         .map(|media| (media.mid.clone(), id, EXTENSION_URI.to_owned()))
         .collect()
+}
+
+/// The AIC extension where the offer has it, under the offerer's own id.
+fn answered_extmaps(offered: &[Media]) -> Vec<(String, u16, String)> {
+    offered
+        .iter()
+        .filter(|media| !media.rejected)
+        .filter_map(|media| {
+            let id = media.extmap_id(EXTENSION_URI)?;
+            Some((media.mid.clone(), id, EXTENSION_URI.to_owned()))
+        })
+        .collect()
+}
+
+/// `a=aic` for the audio sections of an offer, under the payload type that the last one had.
+fn offered_aic(sdp: &Sdp<'_>, told: &[(String, AicLine)], rungs: Rungs) -> Vec<(String, AicLine)> {
+    let wanted = told.first().map(|(_, line)| line.pt);
+    let Some(pt) = free_payload_type(sdp, wanted) else {
+        return Vec::new();
+    };
+    sdp.media()
+        .iter()
+        .filter(|media| !media.rejected && media.kind == MediaKind::Audio)
+        .map(|media| (media.mid.clone(), AicLine { pt, rungs }))
+        .collect()
+}
+
+/// `a=aic` where the offer has it, under the offerer's own payload type.
+fn answered_aic(offered: &[Media], rungs: Rungs) -> Vec<(String, AicLine)> {
+    offered
+        .iter()
+        .filter(|media| !media.rejected)
+        .filter_map(|media| {
+            let pt = media.aic?.pt;
+            Some((media.mid.clone(), AicLine { pt, rungs }))
+        })
+        .collect()
+}
+
+/// Payload types of framed packets that come from a peer and that go to it.
+fn aic_pts(told: &[(String, AicLine)], from_peer: &[Media]) -> (Option<u8>, Option<u8>) {
+    let theirs = from_peer.iter().find_map(|media| media.aic);
+    // A peer that says nothing of it sends none.
+    let ours = theirs.and_then(|_| told.first());
+    (ours.map(|(_, line)| line.pt), theirs.map(|line| line.pt))
 }
 
 /// LiveKit's trickled candidates name the generation they belong to; checks are told apart by

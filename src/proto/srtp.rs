@@ -6,6 +6,7 @@ use rtc_srtp::config::Config;
 use rtc_srtp::context::Context;
 use rtc_srtp::protection_profile::ProtectionProfile;
 use rustc_hash::FxHashSet;
+use std::sync::Arc;
 
 /// Streams whose packets are taken on one leg: a room of 1,000 subscribed tracks with RTX and
 /// three layers each has 6,000.
@@ -14,18 +15,35 @@ const MAX_STREAMS: usize = 8192;
 /// Packets of unknown streams that a probe takes before it is made anew.
 const PROBES: u32 = 1024;
 
+/// Bytes of the tag of AES_CM_128_HMAC_SHA1_80 and of what framed packets keep of it.
+const TAG: usize = 10;
+const SHORT_TAG: usize = 4;
+
 /// Both directions of one leg.
 pub struct Srtp {
-    inbound: Context,
+    inbound: Inbound,
     outbound: Context,
     profile: &'static str,
+    /// Payload types of framed packets (docs/protocol.md), in and out: the tag of those is the first
+    /// four bytes of HMAC-SHA1 instead of ten, which is AES_CM_128_HMAC_SHA1_32 (RFC 3711 section 5).
+    short_pts: (Option<u8>, Option<u8>),
+    /// For those that come.
+    short: Option<Inbound>,
+    fresh_short: Option<Fresh>,
+}
+
+type Fresh = Box<dyn Fn() -> Option<Context> + Send>;
+
+/// What comes.
+struct Inbound {
+    context: Context,
     /// Tries the first packet of each stream. `rtc-srtp` keeps state for an SSRC before it knows
     /// that the packet is authentic, so a stranger's random ones would fill the memory; the probe
-    /// is thrown away from time to time, and what it has authenticated goes to `inbound`.
+    /// is thrown away from time to time, and what it has authenticated goes to `context`.
     probe: Context,
     probes: u32,
     known: [FxHashSet<u32>; 2],
-    fresh: Box<dyn Fn() -> Option<Context> + Send>,
+    fresh: Fresh,
 }
 
 impl Srtp {
@@ -35,13 +53,14 @@ impl Srtp {
     /// # Errors
     /// When keys don't fit the profile.
     pub fn new(keys: &SrtpKeys, identity: &Identity) -> Result<Self, DtlsError> {
-        let (profile, name) = match keys.profile {
+        let (profile, name, short) = match keys.profile {
             SrtpProtectionProfile::Srtp_Aead_Aes_128_Gcm => {
-                (ProtectionProfile::AeadAes128Gcm, "AEAD_AES_128_GCM")
+                (ProtectionProfile::AeadAes128Gcm, "AEAD_AES_128_GCM", None)
             }
             _ => (
                 ProtectionProfile::Aes128CmHmacSha1_80,
                 "AES128_CM_HMAC_SHA1_80",
+                Some(ProtectionProfile::Aes128CmHmacSha1_32),
             ),
         };
         let mut config = Config {
@@ -52,28 +71,103 @@ impl Srtp {
         config
             .set_session_keys_from_keying_material(&keys.material, keys.is_client)
             .map_err(wrong)?;
-        let crypto = identity.provider().crypto();
-        let context = |key: &[u8], salt: &[u8]| {
-            Context::new(key, salt, profile, None, None, crypto).map_err(wrong)
+        let keys = Arc::new(config.keys);
+        let outbound = Context::new(
+            &keys.local_master_key,
+            &keys.local_master_salt,
+            profile,
+            None,
+            None,
+            identity.provider().crypto(),
+        )
+        .map_err(wrong)?;
+        let fresh = |profile| -> Fresh {
+            let (keys, identity) = (keys.clone(), identity.clone());
+            Box::new(move || {
+                let (key, salt) = (&keys.remote_master_key, &keys.remote_master_salt);
+                let crypto = identity.provider().crypto();
+                Context::new(key, salt, profile, None, None, crypto).ok()
+            })
         };
-        let keys = config.keys;
-        let inbound = || context(&keys.remote_master_key, &keys.remote_master_salt);
-        let (inbound, probe) = (inbound()?, inbound()?);
-        let outbound = context(&keys.local_master_key, &keys.local_master_salt)?;
-        let identity = identity.clone();
-        let fresh = move || {
-            let (key, salt) = (&keys.remote_master_key, &keys.remote_master_salt);
-            let crypto = identity.provider().crypto();
-            Context::new(key, salt, profile, None, None, crypto).ok()
-        };
+        let inbound = Inbound::new(fresh(profile)).ok_or_else(DtlsError::no_keys)?;
         Ok(Self {
             inbound,
             outbound,
             profile: name,
-            probe,
+            short_pts: (None, None),
+            short: None,
+            fresh_short: short.map(fresh),
+        })
+    }
+
+    /// Payload types of framed packets that come and that go. No effect where the profile has no
+    /// short tag.
+    pub fn set_short_pts(&mut self, pts: (Option<u8>, Option<u8>)) {
+        if self.short.is_none()
+            && pts != (None, None)
+            && let Some(fresh) = self.fresh_short.take()
+        {
+            self.short = Inbound::new(fresh);
+        }
+        if self.short.is_some() {
+            self.short_pts = pts;
+        }
+    }
+
+    /// The negotiated profile's name.
+    #[must_use]
+    pub fn profile(&self) -> &'static str {
+        self.profile
+    }
+
+    /// Authenticates and decrypts an RTP packet into `plain`, which is overwritten. `false`: not
+    /// authentic.
+    pub fn unprotect_rtp(&mut self, protected: &[u8], plain: &mut Vec<u8>) -> bool {
+        let framed = is_of(protected, self.short_pts.0);
+        let inbound = match &mut self.short {
+            Some(short) if framed => short,
+            _ => &mut self.inbound,
+        };
+        let authentic = |probe: &mut Context| probe.decrypt_rtp(protected).is_ok();
+        if !inbound.admits(false, 8, protected, authentic) {
+            return false;
+        }
+        into(inbound.context.decrypt_rtp(protected), plain)
+    }
+
+    /// The same for RTCP.
+    pub fn unprotect_rtcp(&mut self, protected: &[u8], plain: &mut Vec<u8>) -> bool {
+        let authentic = |probe: &mut Context| probe.decrypt_rtcp(protected).is_ok();
+        if !self.inbound.admits(true, 4, protected, authentic) {
+            return false;
+        }
+        into(self.inbound.context.decrypt_rtcp(protected), plain)
+    }
+
+    /// Encrypts an RTP packet into `protected`, which is overwritten.
+    pub fn protect_rtp(&mut self, plain: &[u8], protected: &mut Vec<u8>) -> bool {
+        let done = into(self.outbound.encrypt_rtp(plain), protected);
+        // One context for both lengths, so that no index of a stream is ever used twice.
+        if done && is_of(plain, self.short_pts.1) {
+            protected.truncate(protected.len() - (TAG - SHORT_TAG));
+        }
+        done
+    }
+
+    /// The same for RTCP.
+    pub fn protect_rtcp(&mut self, plain: &[u8], protected: &mut Vec<u8>) -> bool {
+        into(self.outbound.encrypt_rtcp(plain), protected)
+    }
+}
+
+impl Inbound {
+    fn new(fresh: Fresh) -> Option<Self> {
+        Some(Self {
+            context: fresh()?,
+            probe: fresh()?,
             probes: 0,
             known: [FxHashSet::default(), FxHashSet::default()],
-            fresh: Box::new(fresh),
+            fresh,
         })
     }
 
@@ -102,41 +196,11 @@ impl Srtp {
         self.probes += 1;
         known.len() < MAX_STREAMS && authentic(&mut self.probe) && known.insert(ssrc)
     }
+}
 
-    /// The negotiated profile's name.
-    #[must_use]
-    pub fn profile(&self) -> &'static str {
-        self.profile
-    }
-
-    /// Authenticates and decrypts an RTP packet into `plain`, which is overwritten. `false`: not
-    /// authentic.
-    pub fn unprotect_rtp(&mut self, protected: &[u8], plain: &mut Vec<u8>) -> bool {
-        let authentic = |probe: &mut Context| probe.decrypt_rtp(protected).is_ok();
-        if !self.admits(false, 8, protected, authentic) {
-            return false;
-        }
-        into(self.inbound.decrypt_rtp(protected), plain)
-    }
-
-    /// The same for RTCP.
-    pub fn unprotect_rtcp(&mut self, protected: &[u8], plain: &mut Vec<u8>) -> bool {
-        let authentic = |probe: &mut Context| probe.decrypt_rtcp(protected).is_ok();
-        if !self.admits(true, 4, protected, authentic) {
-            return false;
-        }
-        into(self.inbound.decrypt_rtcp(protected), plain)
-    }
-
-    /// Encrypts an RTP packet into `protected`, which is overwritten.
-    pub fn protect_rtp(&mut self, plain: &[u8], protected: &mut Vec<u8>) -> bool {
-        into(self.outbound.encrypt_rtp(plain), protected)
-    }
-
-    /// The same for RTCP.
-    pub fn protect_rtcp(&mut self, plain: &[u8], protected: &mut Vec<u8>) -> bool {
-        into(self.outbound.encrypt_rtcp(plain), protected)
-    }
+/// Whether an RTP packet, whose header is never encrypted, has this payload type.
+fn is_of(packet: &[u8], pt: Option<u8>) -> bool {
+    pt.is_some_and(|pt| packet.get(1).is_some_and(|byte| byte & 0x7f == pt))
 }
 
 fn into(result: rtc_shared::error::Result<bytes::BytesMut>, buffer: &mut Vec<u8>) -> bool {

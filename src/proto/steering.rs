@@ -2,9 +2,10 @@
 //! its media goes by.
 
 use crate::aic::EXTENSION_URI;
-use crate::description::{MediaKind, TrackRule};
+use crate::description::{MediaKind, PackRule, RestoreRule, TrackRule};
+use crate::ladder::Rung;
 use crate::policy::{Mode, Policy, RedPolicy};
-use crate::sdp::{Media, MediaSteer};
+use crate::sdp::{AicLine, Media, MediaSteer};
 use crate::signal::{AddTrack, SOURCE_SCREEN_SHARE, SOURCE_SCREEN_SHARE_AUDIO, Track};
 use std::collections::HashMap;
 
@@ -14,6 +15,9 @@ const DEFAULT_SPEECH_BYTES_PER_SECOND: u32 = 117_500 / 8;
 
 /// MID header extension (RFC 9143).
 pub(crate) const MID_URI: &str = "urn:ietf:params:rtp-hdrext:sdes:mid";
+
+/// Client-to-mixer audio level (RFC 6464).
+const LEVEL_URI: &str = "urn:ietf:params:rtp-hdrext:ssrc-audio-level";
 
 /// What is known of the tracks of a session.
 #[derive(Debug, Clone, Default)]
@@ -75,6 +79,8 @@ pub(crate) fn steer(
             let offered = offer.iter().find(|offered| offered.mid == answered.mid)?;
             let track = tracks.own_of(offered)?;
             match answered.kind {
+                // Towards an edge the publisher's link is local: its quality is worth more than its bytes.
+                MediaKind::Audio if policy.mode == Mode::Neural => None,
                 MediaKind::Audio => steer_audio(policy, track, offered, answered),
                 MediaKind::Video => steer_video(policy, track, answered),
                 MediaKind::Other => None,
@@ -129,13 +135,54 @@ fn steer_video(policy: &Policy, track: &AddTrack, answered: &Media) -> Option<Me
     })
 }
 
+/// What framed packets are made for, and what was said of them.
+pub(crate) struct Hop<'a> {
+    pub(crate) policy: &'a Policy,
+    /// What the sender of this direction was told that we take, by mid.
+    pub(crate) told: &'a [(String, AicLine)],
+}
+
+impl Hop<'_> {
+    /// Speech from a peer that wrote `from` towards one that wrote `to`, if that takes framed packets. `speech` says that the track
+    /// is neither music, stereo nor encrypted.
+    fn pack(&self, from: &Media, to: &Media, speech: bool) -> Option<PackRule> {
+        let line = to.aic?;
+        let rung = self.policy.rung();
+        (speech && rung != Rung::NATIVE && !line.rungs.is_empty()).then_some(PackRule {
+            pt: line.pt,
+            rungs: line.rungs,
+            rung,
+            hint_id: aic_id(to)?,
+            level_id: from.extmap_id(LEVEL_URI).and_then(small),
+        })
+    }
+
+    /// Framed packets of a peer that wrote `from`, on their way to one that wrote `to`.
+    fn restore(&self, from: &Media, to: Option<&Media>) -> Option<RestoreRule> {
+        from.aic?;
+        let (_, line) = self.told.iter().find(|(mid, _)| *mid == from.mid)?;
+        Some(RestoreRule {
+            pt: line.pt,
+            hint_id: aic_id(from)?,
+            level_id: to.and_then(|to| small(to.extmap_id(LEVEL_URI)?)),
+        })
+    }
+}
+
+fn opus_pts(media: &Media) -> (Option<u8>, Option<u8>) {
+    let pt = |name| media.codec(name).map(|codec| codec.pt);
+    (pt("opus"), pt("red"))
+}
+
 /// The rules for what the client sends. `answer` is the server's own, before steering.
 pub(crate) fn up_rules(
+    hop: &Hop<'_>,
+    tracks: &Tracks,
     offer: &[Media],
     answer: &[Media],
     steered: &[MediaSteer],
-    answerer_takes_aic: bool,
 ) -> Vec<TrackRule> {
+    let answerer_takes_aic = answer.iter().any(|media| aic_id(media).is_some());
     offer
         .iter()
         .filter(|offered| !offered.rejected && offered.direction.sends())
@@ -147,6 +194,11 @@ pub(crate) fn up_rules(
                 Some((opus, answered.codec("red")?.pt))
             });
             let audio = offered.kind == MediaKind::Audio;
+            let speech = audio
+                && !opus_says(offered, "sprop-stereo")
+                && tracks.own_of(offered).is_some_and(|track| {
+                    !track.stereo && !track.encrypted && track.source != SOURCE_SCREEN_SHARE_AUDIO
+                });
             let rule = TrackRule {
                 ssrcs: offered.ssrcs.clone(),
                 mid: offered.mid.clone(),
@@ -158,11 +210,18 @@ pub(crate) fn up_rules(
                 } else {
                     0
                 },
+                opus_pts: opus_pts(offered),
+                // A steered publisher sends on a rung already: to code it again would cost quality
+                // and save nothing.
+                pack: hop.pack(offered, answered, speech && steer.is_none()),
+                restore: hop.restore(offered, Some(answered)),
                 ..TrackRule::default()
             };
             let does_something = rule.wrap_red.is_some()
                 || rule.aic_id.is_some()
-                || rule.default_bytes_per_second > 0;
+                || rule.default_bytes_per_second > 0
+                || rule.pack.is_some()
+                || rule.restore.is_some();
             does_something.then_some(rule)
         })
         .collect()
@@ -171,12 +230,13 @@ pub(crate) fn up_rules(
 /// The rules for what the client receives. `server` is what LiveKit said, `client` what the client
 /// said of the same m-sections, where it has spoken.
 pub(crate) fn down_rules(
-    policy: &Policy,
+    hop: &Hop<'_>,
     tracks: &Tracks,
     server: &[Media],
     client: &[Media],
     track_sids: &HashMap<String, String>,
 ) -> Vec<TrackRule> {
+    let policy = hop.policy;
     if policy.mode == Mode::Off {
         return Vec::new();
     }
@@ -192,9 +252,9 @@ pub(crate) fn down_rules(
             // A track of which nothing is known may be music or encrypted.
             let speech = track.is_some_and(|track| {
                 !track.stereo && !track.encrypted && track.source != SOURCE_SCREEN_SHARE_AUDIO
-            });
+            }) && !opus_says(media, "sprop-stereo");
             let sheds =
-                speech && policy.audio.red != RedPolicy::Keep && !opus_says(media, "sprop-stereo");
+                speech && policy.mode == Mode::Lean && policy.audio.red != RedPolicy::Keep;
             let answered = client.iter().find(|client| client.mid == media.mid);
             let rule = TrackRule {
                 ssrcs: media.ssrcs.clone(),
@@ -205,16 +265,26 @@ pub(crate) fn down_rules(
                     .flatten(),
                 shed_always: policy.audio.red == RedPolicy::Off,
                 aic_id: answered.and_then(aic_id),
+                opus_pts: opus_pts(media),
+                pack: answered.and_then(|answered| hop.pack(media, answered, speech)),
+                // LiveKit sends no audio level.
+                restore: hop.restore(media, None),
                 ..TrackRule::default()
             };
-            (rule.shed_red.is_some() || rule.aic_id.is_some()).then_some(rule)
+            let does_something = rule.shed_red.is_some()
+                || rule.aic_id.is_some()
+                || rule.pack.is_some()
+                || rule.restore.is_some();
+            does_something.then_some(rule)
         })
         .collect()
 }
 
 /// Id of the AIC hint in an m-section; 8 bits are all that a header has.
 pub(crate) fn aic_id(media: &Media) -> Option<u8> {
-    media
-        .extmap_id(EXTENSION_URI)
-        .and_then(|id| u8::try_from(id).ok())
+    small(media.extmap_id(EXTENSION_URI)?)
+}
+
+fn small(id: u16) -> Option<u8> {
+    u8::try_from(id).ok()
 }

@@ -19,11 +19,12 @@ use tokio::time::{Instant, timeout};
 
 use super::http::{Body, Held, Shared};
 use super::upstream::Conn;
+use super::whip::{self, Route};
 use super::ws::{Guard, pump, splice};
 use super::{By, Drain, Opening, WS_OPEN};
 use crate::fault::{Fault, What};
 
-type Sender = http1::SendRequest<Incoming>;
+type Sender = http1::SendRequest<Body>;
 
 /// A kept upstream connection is not used again after this: servers and load balancers close idle ones without notice, and a
 /// request written into that moment is lost. All known defaults are above it.
@@ -33,7 +34,7 @@ const REUSE: Duration = Duration::from_secs(4);
 pub(super) struct Client {
     pub(super) peer: SocketAddr,
     /// The upstream connection of the last request, and since when it is idle.
-    kept: Mutex<Option<(Sender, Instant)>>,
+    pub(super) kept: Mutex<Option<(Sender, Instant)>>,
     /// Goes over to the pump when the connection is upgraded.
     held: Mutex<Option<Held>>,
 }
@@ -82,9 +83,23 @@ impl Kind {
     }
 }
 
-/// The path of a session in plain writing, or `None`. The server's router decodes `%72tc` and so does this: a session must not
-/// get past the pump by the spelling of its path.
+/// The path of a session in plain writing, or `None`. A session must not get past the pump by the spelling of its path.
 fn session_path(path: &str) -> Option<&'static str> {
+    let parts = clean(path)?;
+    match parts
+        .iter()
+        .map(Vec::as_slice)
+        .collect::<Vec<_>>()
+        .as_slice()
+    {
+        [b"rtc"] => Some("/rtc"),
+        [b"rtc", b"v1"] => Some("/rtc/v1"),
+        _ => None,
+    }
+}
+
+/// The parts of a path in plain writing: the server's router decodes `%72tc`, and so does this. `None`: broken escapes.
+fn clean(path: &str) -> Option<Vec<Vec<u8>>> {
     let mut plain = Vec::with_capacity(path.len());
     let mut bytes = path.bytes();
     while let Some(b) = bytes.next() {
@@ -95,19 +110,15 @@ fn session_path(path: &str) -> Option<&'static str> {
         });
     }
     // Cleaned as Go's ServeMux does before it redirects, and as more lenient routers do without saying so.
-    let mut parts: Vec<&[u8]> = Vec::new();
+    let mut parts: Vec<Vec<u8>> = Vec::new();
     for part in plain.split(|b| *b == b'/') {
         match part {
             b"" | b"." => {}
             b".." => drop(parts.pop()),
-            part => parts.push(part),
+            part => parts.push(part.to_vec()),
         }
     }
-    match parts.as_slice() {
-        [b"rtc"] => Some("/rtc"),
-        [b"rtc", b"v1"] => Some("/rtc/v1"),
-        _ => None,
-    }
+    Some(parts)
 }
 
 /// Sends a request upstream and brings the answer back. An error names the session too, for the log.
@@ -117,6 +128,10 @@ pub(super) async fn pass(
     client: &Client,
     shared: &Arc<Shared>,
 ) -> Result<Response<Body>, (Fault, String)> {
+    let route = clean(request.uri().path()).and_then(|parts| Route::of(request.method(), &parts));
+    if let Some(route) = route {
+        return whip::pass(request, route, client, shared).await;
+    }
     let none = |fault| (fault, String::new());
     check(&request, shared).map_err(none)?;
     let permits = match kind {
@@ -144,7 +159,7 @@ pub(super) async fn pass(
     let sent = async {
         let upgrade = (kind != Kind::Plain).then(|| hyper::upgrade::on(&mut request));
         rewrite(&mut request, kind, query.as_deref(), client.peer, shared)?;
-        let response = exchange(request, shared, &client.kept).await?;
+        let response = exchange(request.map(Either::Left), shared, &client.kept).await?;
         Ok::<_, Fault>((upgrade, response))
     };
     let (upgrade, mut response) = match sent.await {
@@ -217,7 +232,7 @@ pub(super) async fn pass(
 }
 
 /// What a request must be before anybody is asked.
-fn check(request: &Request<Incoming>, shared: &Shared) -> Result<(), Fault> {
+pub(super) fn check(request: &Request<Incoming>, shared: &Shared) -> Result<(), Fault> {
     let limits = &shared.limits;
     if request.method() == Method::CONNECT {
         return Err(Fault::client(
@@ -258,7 +273,9 @@ fn check(request: &Request<Incoming>, shared: &Shared) -> Result<(), Fault> {
 }
 
 /// Room for one more handshake and one more upgraded connection.
-fn permits(shared: &Shared) -> Result<(OwnedSemaphorePermit, OwnedSemaphorePermit), Fault> {
+pub(super) fn permits(
+    shared: &Shared,
+) -> Result<(OwnedSemaphorePermit, OwnedSemaphorePermit), Fault> {
     if *shared.drain.borrow() != Drain::Running {
         return Err(Fault::internal(
             What::Draining,
@@ -279,8 +296,8 @@ fn permits(shared: &Shared) -> Result<(OwnedSemaphorePermit, OwnedSemaphorePermi
 }
 
 /// Makes the client's request the upstream's.
-fn rewrite(
-    request: &mut Request<Incoming>,
+pub(super) fn rewrite<B>(
+    request: &mut Request<B>,
     kind: Kind,
     query: Option<&str>,
     peer: SocketAddr,
@@ -350,7 +367,7 @@ fn append(h: &mut HeaderMap, name: HeaderName, element: &str) {
 }
 
 /// Removes what is meant for one connection only: RFC 9110 section 7.6.1. hyper writes its own Transfer-Encoding and Connection.
-fn strip_hop_by_hop(h: &mut HeaderMap) {
+pub(super) fn strip_hop_by_hop(h: &mut HeaderMap) {
     let named: Vec<HeaderName> = tokens(h, &header::CONNECTION)
         .filter_map(|t| HeaderName::from_bytes(t.as_bytes()).ok())
         .collect();
@@ -383,8 +400,8 @@ fn has_token(h: &HeaderMap, name: &HeaderName, token: &str) -> bool {
 }
 
 /// One request and the head of its answer, over the kept connection if there is a good one, else over a new one.
-async fn exchange(
-    request: Request<Incoming>,
+pub(super) async fn exchange(
+    request: Request<Body>,
     shared: &Shared,
     kept: &Mutex<Option<(Sender, Instant)>>,
 ) -> Result<Response<Incoming>, Fault> {

@@ -2,7 +2,8 @@
 //!
 //! Every request goes to the upstream and its answer comes back as it was, streamed both ways. On the two session paths (`/rtc`,
 //! `/rtc/v1`) WebSocket messages pass one by one through a [`SignalSession`], which may change them; any other upgrade is spliced
-//! as opaque bytes. LiveKit's answer decides whether a session exists: nothing but a 101 makes one.
+//! as opaque bytes. A WHIP client's SDP, which travels in plain requests, passes through [`Sessions::whip`]. LiveKit's answer
+//! decides whether a session exists: nothing but a 101, or WHIP's 201, makes one.
 //!
 //! Pings, pongs and close frames are never answered here: they pass to the other side, whose answer comes back. So a dead client
 //! looks dead to the server, and the other way round, exactly as without a sidecar.
@@ -13,6 +14,7 @@ mod http;
 #[cfg(test)]
 mod tests;
 mod upstream;
+mod whip;
 mod ws;
 
 use std::net::SocketAddr;
@@ -20,7 +22,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use crate::fault::Fault;
 
@@ -102,7 +104,7 @@ impl Default for Limits {
 /// A client's wish to open a session, before the upstream has been asked. Holds a token: never to be logged.
 #[derive(Clone, Copy)]
 pub struct Opening<'a> {
-    /// `/rtc` or `/rtc/v1`.
+    /// `/rtc`, `/rtc/v1` or `/whip/v1`.
     pub path: &'a str,
     /// What stands after `?`, as the client sent it, or "".
     pub query: &'a str,
@@ -119,6 +121,68 @@ pub trait Sessions: Send + Sync + 'static {
     /// # Errors
     /// A fault is answered to the client as HTTP status and JSON body; the upstream is not asked.
     fn open(&self, opening: &Opening<'_>) -> Result<Opened, Fault>;
+
+    /// A WHIP client's request (RFC 9725), before the upstream has been asked. Called on the signalling runtime: must not block.
+    ///
+    /// # Errors
+    /// A fault is answered to the client as HTTP status and JSON body; the upstream is not asked.
+    fn whip(&self, opening: &Opening<'_>, message: WhipMessage<'_>) -> Result<Whip, Fault>;
+}
+
+/// What a WHIP client asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WhipMessage<'a> {
+    /// A session, with this SDP offer.
+    Offer(&'a str),
+    /// An SDP fragment (RFC 8840 section 9) for a session.
+    Fragment {
+        /// The session: the last part of the path.
+        resource: &'a str,
+        /// `If-Match: *`: it restarts ICE; otherwise it trickles candidates.
+        restart: bool,
+        /// The fragment.
+        text: &'a str,
+    },
+    /// The end of a session.
+    Delete {
+        /// The session: the last part of the path.
+        resource: &'a str,
+    },
+}
+
+/// A WHIP request that goes upstream.
+pub struct Whip {
+    /// Told of the answer.
+    pub exchange: Box<dyn WhipExchange>,
+    /// The body for the upstream; `None` keeps the client's.
+    pub body: Option<String>,
+}
+
+/// The upstream's answer to a WHIP request, with a status of 2xx.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WhipAnswer<'a> {
+    /// The session that was made: the last part of its Location.
+    pub resource: Option<&'a str>,
+    /// SDP or a fragment; may be empty.
+    pub body: &'a str,
+}
+
+/// A WHIP request on its way. Dropped without having been answered: the upstream refused, or nobody waits any more.
+pub trait WhipExchange: Send {
+    /// For log lines; must not identify the participant.
+    fn id(&self) -> &str {
+        ""
+    }
+    /// The upstream did what it was asked for. Returns the body for the client. `place` counts as one of [`Limits::sessions`]; a
+    /// session that was made holds it until its end.
+    ///
+    /// # Errors
+    /// A fault is answered to the client.
+    fn answered(
+        self: Box<Self>,
+        answer: WhipAnswer<'_>,
+        place: Option<OwnedSemaphorePermit>,
+    ) -> Result<String, Fault>;
 }
 
 /// A prepared session.

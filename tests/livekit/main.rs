@@ -23,4 +23,6 @@ mod network;
 mod reconnect;
 mod reload;
 mod servers;
+mod video;
+mod whip;
 mod wire;

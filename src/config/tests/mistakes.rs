@@ -63,12 +63,12 @@ fn every_mistake_is_named_with_its_place_and_what_is_allowed() {
             "1:9 rooms[0]: \"a\" stands where a mapping (`key: value`) belongs",
         ),
         (
-            "defaults: { mode: neural }",
-            "1:19 defaults.mode: `neural` comes with a later version; allowed now: off, lean",
+            "defaults: { mode: auto }",
+            "1:19 defaults.mode: `auto` comes with a later version; allowed now: off, lean, neural",
         ),
         (
             "defaults: { mode: auto }",
-            "1:19 defaults.mode: `auto` comes with a later version; allowed now: off, lean",
+            "1:19 defaults.mode: `auto` comes with a later version; allowed now: off, lean, neural",
         ),
         (
             "defaults: { mode: Lean }",
@@ -263,7 +263,7 @@ media:
   workers: 65
 rooms:
   - match: '['
-    mode: neural
+    mode: auto
     audio: { packet: 41ms, red: x, colour: blue }
   - mode: lean
 ";

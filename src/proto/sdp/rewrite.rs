@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 
 use super::steer::{red_payload_types, steer_line};
+use super::aic::{self, AicLine};
 use super::{Line, Media, Sdp, Setup, attribute, parse_extmap};
 use crate::description::{Creds, HostCandidate};
 
@@ -49,6 +50,8 @@ pub struct Edit {
     pub extmaps: Vec<(String, u16, String)>,
     /// Remove every `a=extmap` with this URI; done before `extmaps` are added.
     pub strip_extmap_uri: Option<&'static str>,
+    /// `a=aic` to add, by mid; the writer's own lines always go, because they are for one hop.
+    pub aic: Vec<(String, AicLine)>,
     /// What is to change in single m-sections.
     pub media: Vec<MediaSteer>,
 }
@@ -126,7 +129,7 @@ pub fn candidate_attribute(candidate: &HostCandidate, index: usize) -> String {
 /// Always done, whatever the edit says: candidates of the writer go (`a=candidate`,
 /// `a=end-of-candidates`, `a=remote-candidates`), addresses in `c=` and `a=rtcp` with them; ICE
 /// options and attributes that a proxy which ends ICE, DTLS and SRTP cannot keep (`goog-sped-v1`,
-/// `renomination`, `sctp-init`, `identity`, `cryptex`) go too. `o=` stays.
+/// `renomination`, `sctp-init`, `identity`, `cryptex`) go too, and `a=aic`. `o=` stays.
 pub fn rewrite(sdp: &Sdp<'_>, edit: &Edit) -> String {
     let default = edit.candidates.iter().find(|c| !c.tcp).map(|c| c.addr);
     let carriers = carriers(sdp);
@@ -308,6 +311,11 @@ impl<'a> Text<'a> {
             }
         }
         self.add_extmaps(start, &adding);
+        if let Some((_, line)) = edit.aic.iter().find(|(mid, _)| *mid == media.mid)
+            && !media.rejected
+        {
+            self.add(line.to_string());
+        }
         self.add_steering(start, steer);
         if carrier {
             self.candidates(&edit.candidates);
@@ -362,7 +370,10 @@ impl Section {
             return Some(line.into());
         };
         let name = name.to_ascii_lowercase();
-        if is_candidate(&name) || STRIPPED_ATTRIBUTES.contains(&name.as_str()) {
+        if is_candidate(&name)
+            || name == aic::ATTRIBUTE
+            || STRIPPED_ATTRIBUTES.contains(&name.as_str())
+        {
             return None;
         }
         match name.as_str() {

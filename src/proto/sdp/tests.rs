@@ -94,6 +94,7 @@ fn edit() -> Edit {
         ice_lite: true,
         setup: Some(Setup::Passive),
         extmaps: Vec::new(),
+        aic: Vec::new(),
         strip_extmap_uri: None,
         media: Vec::new(),
     }
@@ -497,6 +498,7 @@ fn free_ids_are_free_everywhere() {
 
     let stripped = Edit {
         extmaps: Vec::new(),
+        aic: Vec::new(),
         strip_extmap_uri: Some(AIC),
         ..added
     };

@@ -73,6 +73,7 @@ impl Session {
                 ice_lite: false,
                 setup: None,
                 extmaps: Vec::new(),
+                aic: Vec::new(),
                 strip_extmap_uri: Some(EXTENSION_URI),
                 media: Vec::new(),
             },

@@ -8,6 +8,7 @@ mod origin;
 mod pass;
 mod session;
 mod tls;
+mod whip;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -89,6 +90,45 @@ impl Sessions for Scripted {
                 .contains("rewrite")
                 .then(|| o.query.replace("rewrite", "rewritten")),
         })
+    }
+
+    fn whip(&self, o: &Opening<'_>, message: WhipMessage<'_>) -> Result<Whip, Fault> {
+        self.0
+            .add(format!("whip {:?} {message:?}", o.authorization));
+        let body = match message {
+            WhipMessage::Offer(text) | WhipMessage::Fragment { text, .. }
+                if text.contains("undecodable") =>
+            {
+                return Err(Fault::client(What::Undecodable, "the SDP can't be read"));
+            }
+            WhipMessage::Offer(text) => Some(format!("{text} and more")),
+            WhipMessage::Fragment { text, .. } => Some(text.replace("theirs", "ours")),
+            WhipMessage::Delete { .. } => None,
+        };
+        Ok(Whip {
+            exchange: Box::new(Exchange(self.0.clone())),
+            body,
+        })
+    }
+}
+
+struct Exchange(Told);
+
+impl WhipExchange for Exchange {
+    fn id(&self) -> &str {
+        "w1"
+    }
+    fn answered(
+        self: Box<Self>,
+        answer: WhipAnswer<'_>,
+        place: Option<OwnedSemaphorePermit>,
+    ) -> Result<String, Fault> {
+        let has = if place.is_some() { "with" } else { "without" };
+        self.0.add(format!(
+            "answered {:?} {:?} {has} a place",
+            answer.resource, answer.body
+        ));
+        Ok(answer.body.replace("answer", "rewritten answer"))
     }
 }
 

@@ -121,6 +121,28 @@ async fn answer(
             });
             Response::new(BodyExt::boxed(StreamBody::new(stream)))
         }
+        "/whip/v1" if query.contains("bad") => {
+            let mut r = Response::new(full("invalid token\n"));
+            *r.status_mut() = StatusCode::UNAUTHORIZED;
+            r
+        }
+        path if path.starts_with("/whip/v1") && request.method() != "GET" => {
+            let created = request.method() == "POST";
+            let body = request.into_body().collect().await.unwrap().to_bytes();
+            told.add(format!("sdp {}", String::from_utf8_lossy(&body)));
+            let mut r = Response::new(full(if created { "answer" } else { "" }));
+            *r.status_mut() = if created {
+                StatusCode::CREATED
+            } else {
+                StatusCode::NO_CONTENT
+            };
+            if created {
+                let h = r.headers_mut();
+                h.insert(header::LOCATION, HeaderValue::from_static("/whip/v1/PA_1"));
+                h.insert(header::ETAG, HeaderValue::from_static("abcd"));
+            }
+            r
+        }
         "/never" => std::future::pending().await,
         "/rtc" | "/rtc/v1" | "/agent" if !request.headers().contains_key("sec-websocket-key") => {
             let mut r = Response::new(full("not a websocket"));

@@ -15,14 +15,27 @@ const o = parse('browser', {
   mic: { type: 'string', default: 'webaudio' },
   'adaptive-stream': { type: 'boolean', default: false },
   'video-bitrate': { type: 'string', default: '0' },
+  'video-source': { type: 'string', default: 'camera' },
+  fps: { type: 'string', default: '30' },
+  element: { type: 'string', default: '320' },
+  without: { type: 'string', default: '' },
+  pause: { type: 'string', default: '' },
+  timeline: { type: 'boolean', default: false },
   'log-level': { type: 'string', default: 'warn' },
 });
 if (!['chromium', 'firefox'].includes(o.browser)) usage('--browser takes chromium or firefox');
 if (!['webaudio', 'device'].includes(o.mic)) usage('--mic takes webaudio or device');
 if (o.mic === 'device' && (o.browser !== 'chromium' || !o.wav)) usage('--mic device needs Chromium and --audio wav:PATH');
 if (o.y4m && o.browser !== 'chromium') usage('--video y4m: needs Chromium');
+if (!['camera', 'screen'].includes(o['video-source'])) usage('--video-source takes camera or screen');
+if (!(Number(o.fps) > 0)) usage('--fps takes a number');
+const element = /^(\d+)(?:@([\d.]+):(\d+))?$/.exec(o.element) ?? usage('--element takes WIDTH or WIDTH@SECONDS:WIDTH');
+const pause = /^([\d.]+):([\d.]+)$/.exec(o.pause || '0:0') ?? usage('--pause takes FROM:TO, seconds');
 Object.assign(o, {
   client: o.browser, adaptiveStream: o['adaptive-stream'], videoBitrate: Number(o['video-bitrate']), logLevel: o['log-level'],
+  videoSource: o['video-source'], fps: Number(o.fps), without: o.without.split(',').filter(Boolean),
+  element: { width: Number(element[1]), at: Number(element[2] ?? 0), later: Number(element[3] ?? element[1]) },
+  pause: o.pause ? { from: Number(pause[1]), to: Number(pause[2]) } : null,
 });
 if (o.y4m) {
   const head = readFileSync(o.y4m, { encoding: 'latin1', flag: 'r' }).slice(0, 200).split('\n')[0];

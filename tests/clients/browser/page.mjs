@@ -23,7 +23,7 @@ const remotes = new Set();
 const report = {
   client: o.client, identity: o.identity, connect_ms: null, audio: [], video: [], data: [], ice: [], remote_candidates: [],
   reconnecting: 0, reconnected: 0, active_speakers: 0, republished: 0, disconnected: null, inbound: [], outbound: [], errors: [],
-  user_agent: navigator.userAgent,
+  timeline: [], user_agent: navigator.userAgent,
 };
 let leaving = false;
 let ended = false;
@@ -43,6 +43,32 @@ for (const level of ['error', 'warn', ...(o.logLevel === 'debug' ? ['info', 'deb
     log(`${level}: ${args.map((a) => (typeof a === 'string' ? a : (a?.message ?? JSON.stringify(a)))).join(' ').slice(0, 2000)}`);
   };
 }
+
+/** Takes video codecs out of every SDP that this page writes: a browser that was built without them. */
+function forget(names) {
+  const strip = (sdp) => {
+    const sections = sdp.split(/(?=^m=)/m);
+    return sections.map((section) => {
+      if (!section.startsWith('m=video')) return section;
+      const gone = new Set();
+      for (const [, pt, codec] of section.matchAll(/^a=rtpmap:(\d+) ([^/]+)/gm)) {
+        if (names.includes(codec.toLowerCase())) gone.add(pt);
+      }
+      for (const [, pt, apt] of section.matchAll(/^a=fmtp:(\d+) apt=(\d+)/gm)) if (gone.has(apt)) gone.add(pt);
+      const kept = section.split('\r\n').filter((line) => !gone.has(/^a=(?:rtpmap|fmtp|rtcp-fb):(\d+)/.exec(line)?.[1]));
+      kept[0] = kept[0].split(' ').filter((word, i) => i < 3 || !gone.has(word)).join(' ');
+      return kept.join('\r\n');
+    }).join('');
+  };
+  for (const method of ['createOffer', 'createAnswer']) {
+    const original = RTCPeerConnection.prototype[method];
+    RTCPeerConnection.prototype[method] = async function (...args) {
+      const { type, sdp } = await original.apply(this, args);
+      return { type, sdp: strip(sdp) };
+    };
+  }
+}
+if (o.without.length) forget(o.without);
 
 const context = new AudioContext({ sampleRate: RATE, latencyHint: 'playback' });
 await context.audioWorklet.addModule('/recorder.js');
@@ -110,7 +136,8 @@ function receiveVideo(track, peer) {
   if (!video.has(peer)) video.set(peer, { from: peer, frames: 0, width: 0, height: 0, codec: null, numbered: 0, y4m: null, ids: new Set(), painted: 0 });
   const seen = video.get(peer);
   const element = track.attach();
-  element.width = 320;
+  // CSS pixels: what adaptive stream asks the server for.
+  element.style.width = `${o.element.width}px`;
   document.querySelector('#media').append(element);
   const strip = document.createElement('canvas');
   const painter = strip.getContext('2d', { willReadFrequently: true });
@@ -195,8 +222,8 @@ async function camera() {
     number++;
   };
   draw();
-  setInterval(draw, 1000 / 30);
-  return canvas.captureStream(30).getVideoTracks()[0];
+  setInterval(draw, 1000 / o.fps);
+  return canvas.captureStream(o.fps).getVideoTracks()[0];
 }
 
 async function publish() {
@@ -209,7 +236,9 @@ async function publish() {
   }
   if (o.videoSize || o.y4m) {
     const preset = o.videoBitrate ? { videoEncoding: new VideoPreset(0, 0, o.videoBitrate, 30).encoding } : {};
-    await local.publishTrack(await camera(), { source: Track.Source.Camera, name: 'camera', ...preset });
+    const screen = o.videoSource === 'screen';
+    const [source, name] = screen ? [Track.Source.ScreenShare, 'screen'] : [Track.Source.Camera, 'camera'];
+    await local.publishTrack(await camera(), { source, name, ...preset });
   }
 }
 
@@ -247,6 +276,20 @@ async function pollStats() {
   for (const key of ['inbound', 'outbound']) if (next[key].length) report[key] = next[key];
 }
 
+/** What the timeline keeps of a stream. */
+const sample = ({ kind, codec, rid, ssrc, bytes, frames, width, height, target }) => ({ kind, codec, rid, ssrc, bytes, frames, width, height, target });
+
+/** Video of everybody, asked for or not: what an application does whose window is closed for a while. */
+function watch(wanted) {
+  for (const participant of room.remoteParticipants.values()) {
+    for (const publication of participant.videoTrackPublications.values()) publication.setSubscribed(wanted);
+  }
+}
+
+function resize(width) {
+  for (const element of document.querySelectorAll('#media video')) element.style.width = `${width}px`;
+}
+
 async function call() {
   const silent = sleep(5000).then(() => Promise.reject(new Error('the browser does not start audio output; is there a sound server?')));
   await Promise.race([context.resume(), silent]);
@@ -268,8 +311,17 @@ async function call() {
   if (o.scenario !== 'none') {
     sleep(1000 * o.scenarioAt).then(() => room.simulateScenario(scenarios[o.scenario])).catch(fail('scenario'));
   }
+  if (o.pause) {
+    sleep(1000 * o.pause.from).then(() => watch(false));
+    sleep(1000 * o.pause.to).then(() => watch(true));
+  }
+  if (o.element.at) sleep(1000 * o.element.at).then(() => resize(o.element.later));
   while (left() > 0 && !ended) {
     await pollStats().catch((e) => log(`stats: ${e}`));
+    if (o.timeline) {
+      const at = round((performance.now() - started) / 1000, 2);
+      report.timeline.push({ at, inbound: report.inbound.map(sample), outbound: report.outbound.map(sample) });
+    }
     await sleep(Math.max(1, Math.min(1000, left())));
   }
   if (ended) throw new Error(`disconnected before the end: ${report.disconnected}`);

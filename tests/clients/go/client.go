@@ -418,7 +418,8 @@ func (c *client) receiveVideo(track *webrtc.TrackRemote, p *lksdk.RemoteParticip
 			v.Frames++
 		}
 		if v.Codec == "vp8" {
-			if w, h := vp8Size(packet.Payload); w > 0 {
+			// The largest key frame: a track ends with black ones of 8x8 that the server itself writes.
+			if w, h := vp8Size(packet.Payload); w > 0 && (v.Width == nil || w*h >= *v.Width**v.Height) {
 				v.Width, v.Height = &w, &h
 			}
 		}
@@ -465,34 +466,39 @@ func (c *client) pollStats() {
 	var ice []iceReport
 	for name, pc := range map[string]*webrtc.PeerConnection{
 		"pub": c.room.LocalParticipant.GetPublisherPeerConnection(), "sub": c.room.LocalParticipant.GetSubscriberPeerConnection()} {
-		if pc == nil {
-			continue
-		}
-		stats := pc.GetStats()
-		addresses := map[string]webrtc.ICECandidateStats{}
-		for _, s := range stats {
-			if candidate, ok := s.(webrtc.ICECandidateStats); ok {
-				addresses[candidate.ID] = candidate
-				if candidate.Type == webrtc.StatsTypeRemoteCandidate {
-					c.remotes[fmt.Sprintf("%s:%d", candidate.IP, candidate.Port)] = true
-				}
-			}
-		}
-		for _, s := range stats {
-			pair, ok := s.(webrtc.ICECandidatePairStats)
-			if !ok || !pair.Nominated || pair.State != webrtc.StatsICECandidatePairStateSucceeded {
-				continue
-			}
-			local, remote := addresses[pair.LocalCandidateID], addresses[pair.RemoteCandidateID]
-			ice = append(ice, iceReport{PC: name, Local: fmt.Sprintf("%s:%d", local.IP, local.Port),
-				Remote: fmt.Sprintf("%s:%d", remote.IP, remote.Port), Protocol: local.Protocol,
-				BytesSent: pair.BytesSent, BytesReceived: pair.BytesReceived, RttMs: round(pair.CurrentRoundTripTime*1000, 2)})
+		if pc != nil {
+			ice = append(ice, selectedPairs(name, pc, c.remotes)...)
 		}
 	}
 	if len(ice) > 0 {
 		sort.Slice(ice, func(i, j int) bool { return ice[i].PC < ice[j].PC })
 		c.report.Ice = ice
 	}
+}
+
+// selectedPairs is the pair that a peer connection uses; all its remote candidates go into `remotes`.
+func selectedPairs(name string, pc *webrtc.PeerConnection, remotes map[string]bool) (ice []iceReport) {
+	stats := pc.GetStats()
+	addresses := map[string]webrtc.ICECandidateStats{}
+	for _, s := range stats {
+		if candidate, ok := s.(webrtc.ICECandidateStats); ok {
+			addresses[candidate.ID] = candidate
+			if candidate.Type == webrtc.StatsTypeRemoteCandidate {
+				remotes[fmt.Sprintf("%s:%d", candidate.IP, candidate.Port)] = true
+			}
+		}
+	}
+	for _, s := range stats {
+		pair, ok := s.(webrtc.ICECandidatePairStats)
+		if !ok || !pair.Nominated || pair.State != webrtc.StatsICECandidatePairStateSucceeded {
+			continue
+		}
+		local, remote := addresses[pair.LocalCandidateID], addresses[pair.RemoteCandidateID]
+		ice = append(ice, iceReport{PC: name, Local: fmt.Sprintf("%s:%d", local.IP, local.Port),
+			Remote: fmt.Sprintf("%s:%d", remote.IP, remote.Port), Protocol: local.Protocol,
+			BytesSent: pair.BytesSent, BytesReceived: pair.BytesReceived, RttMs: round(pair.CurrentRoundTripTime*1000, 2)})
+	}
+	return ice
 }
 
 // finish decodes what was heard and fills in the report.

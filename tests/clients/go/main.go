@@ -31,6 +31,8 @@ type options struct {
 	load, speakers, rooms int
 	joinRate              float64
 	packetBytes           int
+
+	whip bool
 }
 
 // usage ends the process because of a malformed command line.
@@ -70,6 +72,7 @@ func parse() *options {
 	f.IntVar(&o.rooms, "rooms", 1, "load: rooms to spread them over, named ROOM-0, ROOM-1, ...")
 	f.Float64Var(&o.joinRate, "join-rate", 20, "load: joins a second")
 	f.IntVar(&o.packetBytes, "packet-bytes", 80, "load: payload bytes of each 20 ms packet")
+	f.BoolVar(&o.whip, "whip", false, "publish by WHIP instead of LiveKit's signalling")
 	f.Parse(os.Args[1:])
 	if f.NArg() > 0 {
 		usage("unexpected argument %s", f.Arg(0))
@@ -116,6 +119,11 @@ func parse() *options {
 	if o.load > 0 && (o.rooms < 1 || o.speakers < 0 || o.speakers > o.load || o.packetBytes < loadHeader || o.joinRate <= 0) {
 		usage("--load: needs rooms >= 1, 0 <= speakers <= participants, packet-bytes >= %d, join-rate > 0", loadHeader)
 	}
+	if o.whip {
+		if err := checkWhip(o); err != nil {
+			usage("%v", err)
+		}
+	}
 	if o.record != "" {
 		if err := os.MkdirAll(o.record, 0o755); err != nil {
 			usage("--record: %v", err)
@@ -142,6 +150,8 @@ func main() {
 	var errs []string
 	if o.load > 0 {
 		report, errs = runLoad(o)
+	} else if o.whip {
+		report, errs = runWhip(o)
 	} else {
 		report, errs = runClient(o)
 	}

@@ -237,6 +237,7 @@ export function readStats(entries, pc) {
         height: e.frameHeight ?? 0,
         frames: e.framesEncoded ?? 0,
         scalability: e.scalabilityMode ?? null,
+        target: Math.round(e.targetBitrate ?? 0),
         nack: e.nackCount ?? 0,
         pli: e.pliCount ?? 0,
       });

@@ -1,7 +1,7 @@
 """Video frames that carry their own number, so that a decoded frame can be compared with the very one that was sent.
 
-As a command, `picture.py IN.y4m OUT.y4m` copies a file with the numbers drawn in, for senders that play files as they are
-(Chromium's fake camera).
+As a command, `picture.py IN.y4m OUT.y4m [N]` copies every Nth frame of a file with the numbers drawn in, for senders that
+play files as they are (Chromium's fake camera). Its frames are numbered anew, from 0.
 
 A strip along the top edge holds 20 black or white squares: 16 bits of the frame number (most significant first) and 4 of a
 checksum. It survives scaling to lower simulcast layers and coarse quantization.
@@ -89,12 +89,12 @@ class Y4mSource:
             raise ValueError(f"{path}: no frames")
         self.file = open(path, "rb")
 
-    def i420(self, number: int) -> bytes:
-        """Frame `number` modulo the length of the file, as I420."""
+    def i420(self, number: int, drawn: int | None = None) -> bytes:
+        """Frame `number` modulo the length of the file, as I420; `drawn` is written into it in place of its own number."""
         self.file.seek(self.first + (number % self.count) * (self.frame_bytes + 6) + 6)
         data = bytearray(self.file.read(self.frame_bytes))
         luma = np.frombuffer(data, np.uint8, self.width * self.height).reshape(self.height, self.width)
-        draw_number(luma, number)
+        draw_number(luma, number if drawn is None else drawn)
         return bytes(data)
 
 
@@ -157,14 +157,16 @@ class NumberedY4m:
 
 
 def main() -> None:
-    if len(sys.argv) != 3:
+    if len(sys.argv) not in (3, 4):
         sys.exit(__doc__)
+    every = int(sys.argv[3]) if len(sys.argv) == 4 else 1
     source = Y4mSource(sys.argv[1])
+    fps, count = source.fps / every, len(range(0, source.count, every))
     with open(sys.argv[2], "wb") as out:
-        out.write(f"YUV4MPEG2 W{source.width} H{source.height} F{round(source.fps * 1000)}:1000 Ip A1:1 C420jpeg\n".encode())
-        for number in range(source.count):
-            out.write(b"FRAME\n" + source.i420(number))
-    print(f"{sys.argv[2]}: {source.width}x{source.height}, {source.count} frames at {source.fps:g}/s")
+        out.write(f"YUV4MPEG2 W{source.width} H{source.height} F{round(fps * 1000)}:1000 Ip A1:1 C420jpeg\n".encode())
+        for number in range(count):
+            out.write(b"FRAME\n" + source.i420(number * every, number))
+    print(f"{sys.argv[2]}: {source.width}x{source.height}, {count} frames at {fps:g}/s")
 
 
 if __name__ == "__main__":

@@ -75,6 +75,7 @@ fn full_edit() -> Edit {
             ("0".to_owned(), 16, AIC.to_owned()),
             ("1".to_owned(), 2, "urn:b".to_owned()),
         ],
+        aic: Vec::new(),
         strip_extmap_uri: Some(AIC),
         media: vec![MediaSteer {
             mid: "0".to_owned(),

@@ -70,6 +70,7 @@ fn ours() -> Edit {
         ice_lite: true,
         setup: None,
         extmaps: Vec::new(),
+        aic: Vec::new(),
         strip_extmap_uri: None,
         media: Vec::new(),
     }

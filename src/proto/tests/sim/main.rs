@@ -16,6 +16,7 @@ mod sdp;
 mod world;
 
 mod handshake;
+mod hop;
 mod hostile;
 mod ice;
 mod media;

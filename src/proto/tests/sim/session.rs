@@ -23,6 +23,7 @@ const FINGERPRINT: &str = "sha-256 AB:CD";
 
 fn session(policy: Policy) -> (Session, TestEnv) {
     let session = Session::new(SessionConfig {
+            rungs: auralink_proto::ladder::Rungs::ALL,
         policy,
         fingerprint: FINGERPRINT.to_owned(),
         client_candidates: vec![HostCandidate {

@@ -207,6 +207,7 @@ impl World {
             &options.server_profiles,
         );
         let session = Session::new(SessionConfig {
+            rungs: auralink_proto::ladder::Rungs::ALL,
             policy: options.policy,
             fingerprint: IDENTITY.fingerprint().to_owned(),
             client_candidates: vec![HostCandidate {
@@ -399,7 +400,7 @@ impl World {
         self.description = Some(description.clone());
         let consent = self.options.consent_timeout;
         let relay = self.relay.get_or_insert_with(|| {
-            Relay::new(now.instant, &IDENTITY, consent, vec![back()], description)
+            Relay::new(1, auralink_proto::ladder::Rungs::NONE, now.instant, &IDENTITY, consent, vec![back()], description)
         });
         let mut out = Out::default();
         relay.describe(now, description, &mut self.scratch, &mut out);

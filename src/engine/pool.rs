@@ -1,0 +1,615 @@
+//! The codec threads and the one that watches over them: it loads models, notices who hangs or fell, and puts up a new one.
+
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use auralink_proto::ladder::{Rung, Rungs};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, select_biased};
+
+use crate::breaker::Breakers;
+use crate::desk::{Desk, Done, Key, Kit, Sink};
+use crate::engine::{Counters, EngineConfig};
+use crate::job::{Job, Outcome, Refusal};
+use crate::source::{Source, Stamp};
+
+/// How often the watcher looks.
+const TICK: Duration = Duration::from_millis(10);
+/// A thread that fell is put up again after so long at first, twice as long each time ...
+const BACKOFF: Duration = Duration::from_millis(100);
+/// ... up to this, and as at first again once it has run for so long.
+const MOST_BACKOFF: Duration = Duration::from_secs(10);
+/// Threads that hang and were replaced can't be ended: so many at most, then no more are put up.
+const MOST_LOST: usize = 8;
+/// A job so many deadlines old isn't worth doing.
+const EXPIRED: u32 = 4;
+
+/// A media worker's end, as the threads see it.
+pub(crate) struct PortShared {
+    pub(crate) id: u32,
+    pub(crate) outcomes: Sender<Outcome>,
+    pub(crate) wake: Arc<dyn Fn() + Send + Sync>,
+}
+
+/// A job on its way.
+pub(crate) struct Item {
+    pub(crate) job: Job,
+    pub(crate) sent: Instant,
+    pub(crate) port: Arc<PortShared>,
+}
+
+/// One thread's place: its queue outlives the thread itself.
+pub(crate) struct Slot {
+    pub(crate) jobs: Sender<Item>,
+    queue: Receiver<Item>,
+    kits: Sender<Kit>,
+    equip: Receiver<Kit>,
+    /// It takes jobs: it runs and doesn't hang.
+    pub(crate) up: AtomicBool,
+    /// Grows when the thread is replaced; who has an older number ends.
+    generation: AtomicU64,
+    /// Microseconds after `Shared::start` at which its batch began, plus 1; 0: it waits.
+    busy: AtomicU64,
+    /// Bits of the rungs that a model runs for now.
+    running: AtomicU16,
+}
+
+/// What everybody shares.
+pub(crate) struct Shared {
+    pub(crate) config: EngineConfig,
+    start: Instant,
+    pub(crate) slots: Vec<Slot>,
+    /// Rungs that may be encoded, and above them those that can be decoded.
+    rungs: AtomicU32,
+    /// Encodable as far as models go, and decodable, the same way.
+    loaded: AtomicU32,
+    breakers: Mutex<Breakers>,
+    pub(crate) counters: Counts,
+    pub(crate) ended: AtomicBool,
+    pub(crate) report: Mutex<Report>,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What [`crate::Engine::status`] tells.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Report {
+    pub(crate) problems: Vec<String>,
+    pub(crate) bundles: Vec<(String, String)>,
+}
+
+/// [`Counters`], counting.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    encoded: [AtomicU64; 6],
+    decoded: AtomicU64,
+    refused: AtomicU64,
+    failed: AtomicU64,
+    late: AtomicU64,
+    expired: AtomicU64,
+    pub(crate) busy: AtomicU64,
+    dropped: AtomicU64,
+    restarts: AtomicU64,
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What it guards is whole between any two statements.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub(crate) fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+fn bits(rungs: Rungs) -> u16 {
+    rungs.iter().fold(0, |bits, rung| bits | 1 << rung.number())
+}
+
+fn from_bits(bits: u16) -> Rungs {
+    let set = Rung::CODED
+        .into_iter()
+        .filter(|rung| bits & 1 << rung.number() != 0);
+    set.fold(Rungs::NONE, Rungs::with)
+}
+
+fn pair(encode: Rungs, decode: Rungs) -> u32 {
+    u32::from(bits(encode)) | u32::from(bits(decode)) << 16
+}
+
+impl Shared {
+    pub(crate) fn new(config: EngineConfig, now: Instant) -> Self {
+        let slots = (0..config.threads)
+            .map(|_| {
+                let (jobs, queue) = crossbeam_channel::bounded(config.queue);
+                let (kits, equip) = crossbeam_channel::unbounded();
+                Slot {
+                    jobs,
+                    queue,
+                    kits,
+                    equip,
+                    up: AtomicBool::new(false),
+                    generation: AtomicU64::new(0),
+                    busy: AtomicU64::new(0),
+                    running: AtomicU16::new(0),
+                }
+            })
+            .collect();
+        Self {
+            start: now,
+            slots,
+            rungs: AtomicU32::new(pair(Rungs::NONE, Rungs::OPUS)),
+            loaded: AtomicU32::new(pair(Rungs::OPUS, Rungs::OPUS)),
+            breakers: Mutex::new(Breakers::new(config.breaker, now)),
+            counters: Counts::default(),
+            ended: AtomicBool::new(false),
+            report: Mutex::default(),
+            config,
+        }
+    }
+
+    pub(crate) fn encodable(&self) -> Rungs {
+        from_bits(self.rungs.load(Ordering::Relaxed) as u16)
+    }
+
+    pub(crate) fn decodable(&self) -> Rungs {
+        from_bits((self.rungs.load(Ordering::Relaxed) >> 16) as u16)
+    }
+
+    pub(crate) fn threads_up(&self) -> usize {
+        self.slots
+            .iter()
+            .filter(|slot| slot.up.load(Ordering::Relaxed))
+            .count()
+    }
+
+    pub(crate) fn counters(&self) -> Counters {
+        let c = &self.counters;
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Counters {
+            encoded: c.encoded.each_ref().map(get),
+            decoded: get(&c.decoded),
+            refused: get(&c.refused),
+            failed: get(&c.failed),
+            late: get(&c.late),
+            expired: get(&c.expired),
+            busy: get(&c.busy),
+            dropped: get(&c.dropped),
+            restarts: get(&c.restarts),
+            opened: lock(&self.breakers).opened(),
+        }
+    }
+
+    /// Says what may be used now.
+    fn publish(&self, now: Instant) {
+        let loaded = self.loaded.load(Ordering::Relaxed);
+        let allowed = lock(&self.breakers).allowed(now);
+        let encode = if self.threads_up() == 0 {
+            Rungs::NONE
+        } else {
+            from_bits(loaded as u16).and(allowed)
+        };
+        let decode = from_bits((loaded >> 16) as u16);
+        self.rungs.store(pair(encode, decode), Ordering::Relaxed);
+    }
+
+    fn micros(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.start).as_micros() as u64
+    }
+}
+
+/// The thread's side of its slot.
+struct Thread {
+    shared: Arc<Shared>,
+    index: usize,
+    generation: u64,
+}
+
+impl Thread {
+    fn run(self, kit: Kit) {
+        let Some(slot) = self.shared.slots.get(self.index) else {
+            return;
+        };
+        let config = &self.shared.config;
+        let mut desk = Desk::new(
+            config.local_bitrate,
+            config.local_complexity,
+            config.deadline,
+            kit,
+        );
+        let mut items = Vec::with_capacity(config.batch);
+        loop {
+            select_biased! {
+                recv(slot.equip) -> kit => match kit {
+                    Ok(kit) => desk.equip(kit),
+                    Err(_) => return,
+                },
+                recv(slot.queue) -> item => match item {
+                    Ok(item) => items.push(item),
+                    Err(_) => return,
+                },
+                default(Duration::from_millis(100)) => {}
+            }
+            if self.shared.ended.load(Ordering::Relaxed) || !self.is_current(slot) {
+                return;
+            }
+            if items.is_empty() {
+                continue;
+            }
+            items.extend(slot.queue.try_iter().take(config.batch.saturating_sub(1)));
+            let now = Instant::now();
+            slot.busy
+                .store(self.shared.micros(now) + 1, Ordering::Relaxed);
+            let mut outbox = Outbox::new(&self.shared, slot, self.generation);
+            let (fresh, jobs) = outbox.sort(&mut items, now);
+            outbox.items = fresh;
+            desk.work(jobs, self.shared.encodable(), now, &mut outbox);
+            outbox.flush();
+            if !self.is_current(slot) {
+                return;
+            }
+            slot.busy.store(0, Ordering::Relaxed);
+        }
+    }
+
+    fn is_current(&self, slot: &Slot) -> bool {
+        slot.generation.load(Ordering::Relaxed) == self.generation
+    }
+}
+
+/// Takes a batch's outcomes to the ports they are for, and their stories to breakers and counters.
+struct Outbox<'a> {
+    shared: &'a Shared,
+    slot: &'a Slot,
+    generation: u64,
+    /// Sender's time and port of each job of the batch.
+    items: Vec<(Instant, Arc<PortShared>)>,
+    waiting: Vec<Arc<PortShared>>,
+}
+
+impl<'a> Outbox<'a> {
+    fn new(shared: &'a Shared, slot: &'a Slot, generation: u64) -> Self {
+        Self {
+            shared,
+            slot,
+            generation,
+            items: Vec::new(),
+            waiting: Vec::new(),
+        }
+    }
+
+    /// Answers what is too old, and gives the rest in the form that the desk wants.
+    #[allow(clippy::type_complexity)]
+    fn sort(
+        &mut self,
+        items: &mut Vec<Item>,
+        now: Instant,
+    ) -> (Vec<(Instant, Arc<PortShared>)>, Vec<(Key, Job)>) {
+        let oldest = self.shared.config.deadline * EXPIRED;
+        let (mut fresh, mut jobs) = (
+            Vec::with_capacity(items.len()),
+            Vec::with_capacity(items.len()),
+        );
+        for Item { job, sent, port } in items.drain(..) {
+            if now.saturating_duration_since(sent) > oldest {
+                let outcome = match &job {
+                    Job::Encode(job) => Some(Outcome::Refused {
+                        track: job.track,
+                        id: job.id,
+                        reason: Refusal::Failed,
+                    }),
+                    Job::Decode(job) => Some(Outcome::Failed {
+                        track: job.track,
+                        id: job.id,
+                    }),
+                    Job::Close { .. } => None,
+                };
+                if let Some(outcome) = outcome {
+                    count(&self.shared.counters.expired);
+                    lock(&self.shared.breakers).waited(now);
+                    self.send(outcome, &port);
+                    continue;
+                }
+            }
+            let key = Key {
+                port: port.id,
+                track: job.track(),
+            };
+            fresh.push((sent, port));
+            jobs.push((key, job));
+        }
+        (fresh, jobs)
+    }
+
+    fn send(&mut self, outcome: Outcome, port: &Arc<PortShared>) {
+        if port.outcomes.try_send(outcome).is_err() {
+            count(&self.shared.counters.dropped);
+        }
+        if !self.waiting.iter().any(|waiting| waiting.id == port.id) {
+            self.waiting.push(port.clone());
+        }
+    }
+}
+
+impl Sink for Outbox<'_> {
+    fn running(&mut self, rungs: Rungs) {
+        if self.slot.generation.load(Ordering::Relaxed) == self.generation {
+            self.slot.running.store(bits(rungs), Ordering::Relaxed);
+        }
+    }
+
+    fn done(&mut self, done: Done) {
+        let now = Instant::now();
+        let Some((sent, port)) = self.items.get(done.index).cloned() else {
+            return;
+        };
+        let counters = &self.shared.counters;
+        match &done.outcome {
+            Outcome::Encoded(encoded) => {
+                let place = usize::from(encoded.rung.number()).wrapping_sub(1);
+                if let Some(counter) = counters.encoded.get(place) {
+                    count(counter);
+                }
+            }
+            Outcome::Decoded(_) => count(&counters.decoded),
+            Outcome::Refused {
+                reason: Refusal::Failed,
+                ..
+            }
+            | Outcome::Failed { .. } => count(&counters.failed),
+            Outcome::Refused { .. } => count(&counters.refused),
+        }
+        let late = now.saturating_duration_since(sent) > self.shared.config.deadline;
+        if late {
+            count(&counters.late);
+        }
+        {
+            let mut breakers = lock(&self.shared.breakers);
+            match (done.failed, done.rung) {
+                (Some(rung), _) => breakers.failed(rung, now),
+                (None, _) if late => breakers.waited(now),
+                (None, Some(rung)) => breakers.succeeded(rung, now),
+                (None, None) => {}
+            }
+        }
+        self.send(done.outcome, &port);
+    }
+
+    fn flush(&mut self) {
+        for port in self.waiting.drain(..) {
+            (port.wake)();
+        }
+        self.shared.publish(Instant::now());
+    }
+}
+
+/// What the watcher is told.
+pub(crate) enum Command {
+    Reload,
+    Stop,
+}
+
+/// The watcher's books about a slot.
+struct Watched {
+    thread: Option<JoinHandle<()>>,
+    since: Instant,
+    backoff: Duration,
+    /// When to put up a new one.
+    due: Option<Instant>,
+    /// A hang that was already told to the breakers: its `busy` mark.
+    told: u64,
+}
+
+/// The thread that watches over the others and loads their models.
+pub(crate) struct Watcher {
+    shared: Arc<Shared>,
+    source: Box<dyn Source>,
+    commands: Receiver<Command>,
+    /// Models were loaded, or not; nobody listens after the first time.
+    ready: Sender<()>,
+    watched: Vec<Watched>,
+    lost: Vec<JoinHandle<()>>,
+    stamp: Stamp,
+}
+
+impl Watcher {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        source: Box<dyn Source>,
+        commands: Receiver<Command>,
+        ready: Sender<()>,
+        now: Instant,
+    ) -> Self {
+        let watched = shared
+            .slots
+            .iter()
+            .map(|_| Watched {
+                thread: None,
+                since: now,
+                backoff: BACKOFF,
+                due: Some(now),
+                told: 0,
+            })
+            .collect();
+        Self {
+            shared,
+            source,
+            commands,
+            ready,
+            watched,
+            lost: Vec::new(),
+            stamp: Stamp::new(),
+        }
+    }
+
+    pub(crate) fn run(mut self) {
+        self.load();
+        self.look(Instant::now());
+        let _ = self.ready.try_send(());
+        loop {
+            match self.commands.recv_timeout(TICK) {
+                Ok(Command::Reload) => {
+                    if self.source.stamp() != self.stamp {
+                        self.load();
+                        self.equip();
+                    }
+                }
+                Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            self.look(Instant::now());
+        }
+    }
+
+    /// Reads the bundles. The stamp is taken first: what changes meanwhile is noticed the next time.
+    fn load(&mut self) {
+        self.stamp = self.source.stamp();
+        let problems = self.source.load();
+        *lock(&self.shared.report) = Report {
+            problems,
+            bundles: self.source.bundles(),
+        };
+    }
+
+    /// Gives every thread that runs models of its own.
+    fn equip(&mut self) {
+        for index in 0..self.watched.len() {
+            let kit = self.kit();
+            if let Some(slot) = self.shared.slots.get(index) {
+                let _ = slot.kits.send(kit);
+            }
+        }
+    }
+
+    fn kit(&mut self) -> Kit {
+        let mut problems = Vec::new();
+        let kit = self.source.kit(&mut problems);
+        let mut encode = Rungs::OPUS;
+        let mut decode = Rungs::OPUS;
+        if kit.neural.is_some() {
+            decode = Rungs::ALL;
+            if kit.detector.is_some() {
+                encode = Rungs::ALL;
+            }
+        }
+        self.shared
+            .loaded
+            .store(pair(encode, decode), Ordering::Relaxed);
+        let mut report = lock(&self.shared.report);
+        for problem in problems {
+            if !report.problems.contains(&problem) {
+                report.problems.push(problem);
+            }
+        }
+        kit
+    }
+
+    fn look(&mut self, now: Instant) {
+        self.lost.retain(|thread| !thread.is_finished());
+        for index in 0..self.watched.len() {
+            self.look_at(index, now);
+        }
+        self.shared.publish(now);
+    }
+
+    fn look_at(&mut self, index: usize, now: Instant) {
+        let shared = self.shared.clone();
+        let (Some(slot), Some(watched)) = (shared.slots.get(index), self.watched.get_mut(index))
+        else {
+            return;
+        };
+        let finished = watched.thread.take_if(|thread| thread.is_finished());
+        if let Some(thread) = finished {
+            slot.up.store(false, Ordering::Relaxed);
+            if thread.join().is_err() {
+                tracing::error!(thread = index, "a codec thread fell; it is put up again");
+                // Whatever ran is what it fell over.
+                let running = from_bits(slot.running.load(Ordering::Relaxed));
+                let mut breakers = lock(&shared.breakers);
+                running.iter().for_each(|rung| breakers.hangs(rung, now));
+            }
+            Self::again(watched, now);
+        }
+        let busy = slot.busy.load(Ordering::Relaxed);
+        let busy_for =
+            Duration::from_micros(shared.micros(now).saturating_sub(busy.saturating_sub(1)));
+        if watched.thread.is_some() {
+            let hangs = busy != 0 && busy_for > shared.config.stall;
+            slot.up.store(!hangs, Ordering::Relaxed);
+            if hangs && watched.told != busy {
+                watched.told = busy;
+                let running = from_bits(slot.running.load(Ordering::Relaxed));
+                tracing::warn!(
+                    thread = index,
+                    ms = busy_for.as_millis() as u64,
+                    "a codec thread hangs; its tracks go native"
+                );
+                let mut breakers = lock(&shared.breakers);
+                running.iter().for_each(|rung| breakers.hangs(rung, now));
+            }
+            if hangs && busy_for > shared.config.replace && self.lost.len() < MOST_LOST {
+                slot.generation.fetch_add(1, Ordering::Relaxed);
+                self.lost.extend(watched.thread.take());
+                Self::again(watched, now);
+            }
+        }
+        if watched.due.is_some_and(|due| now >= due) {
+            self.put_up(index, now);
+        }
+    }
+
+    fn again(watched: &mut Watched, now: Instant) {
+        if now.saturating_duration_since(watched.since) > MOST_BACKOFF {
+            watched.backoff = BACKOFF;
+        }
+        watched.due = Some(now + watched.backoff);
+        watched.backoff = (watched.backoff * 2).min(MOST_BACKOFF);
+    }
+
+    fn put_up(&mut self, index: usize, now: Instant) {
+        let kit = self.kit();
+        let (Some(slot), Some(watched)) =
+            (self.shared.slots.get(index), self.watched.get_mut(index))
+        else {
+            return;
+        };
+        // Models that were meant for the one before.
+        slot.equip.try_iter().for_each(drop);
+        slot.busy.store(0, Ordering::Relaxed);
+        slot.running.store(0, Ordering::Relaxed);
+        let thread = Thread {
+            shared: self.shared.clone(),
+            index,
+            generation: slot.generation.load(Ordering::Relaxed),
+        };
+        let started = std::thread::Builder::new()
+            .name(format!("codec-{index}"))
+            .spawn(move || thread.run(kit));
+        match started {
+            Ok(thread) => {
+                if thread_was_there(watched) {
+                    count(&self.shared.counters.restarts);
+                }
+                watched.thread = Some(thread);
+                watched.since = now;
+                watched.due = None;
+                slot.up.store(true, Ordering::Relaxed);
+            }
+            Err(error) => {
+                tracing::error!(%error, "no codec thread can be had");
+                Self::again(watched, now);
+            }
+        }
+    }
+}
+
+/// Its waiting time has grown, so that it isn't the first.
+fn thread_was_there(watched: &Watched) -> bool {
+    watched.backoff > BACKOFF
+}

@@ -1,0 +1,201 @@
+//! Residual vector quantization: each stage codes what the stages before left over.
+
+use crate::codec::CodecError;
+
+/// Entries of a stage: 4 bits.
+const ENTRIES: usize = 16;
+
+/// The codebooks of a residual quantizer with 16 entries a stage, and how its indices are packed: 4 bits each, the first stage
+/// in the high half of the first byte. So the code of few stages is a prefix of the code of many.
+#[derive(Debug, Clone)]
+pub struct Quantizer {
+    /// `[stages][ENTRIES][dimension]`.
+    books: Vec<f32>,
+    dimension: usize,
+    stages: usize,
+}
+
+impl Quantizer {
+    /// From little-endian `f32` in the order `[stages][16][dimension]`.
+    ///
+    /// # Errors
+    /// The length isn't that of the shape, or there are numbers that are none.
+    pub fn new(bytes: &[u8], stages: usize, dimension: usize) -> Result<Self, String> {
+        let wanted = stages * ENTRIES * dimension * size_of::<f32>();
+        if wanted == 0 || bytes.len() != wanted {
+            return Err(format!(
+                "the codebooks have {} bytes, {stages} × {ENTRIES} × {dimension} f32 are {wanted}",
+                bytes.len()
+            ));
+        }
+        let books: Vec<f32> = bytes
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .map(|b| f32::from_le_bytes(*b))
+            .collect();
+        if books.iter().any(|x| !x.is_finite()) {
+            return Err("the codebooks hold numbers that are none".to_owned());
+        }
+        Ok(Self {
+            books,
+            dimension,
+            stages,
+        })
+    }
+
+    /// How many stages it has.
+    #[must_use]
+    pub const fn stages(&self) -> usize {
+        self.stages
+    }
+
+    /// How many numbers it codes at a time.
+    #[must_use]
+    pub const fn dimension(&self) -> usize {
+        self.dimension
+    }
+
+    /// Codes `features` with the first `stages` stages and appends ⌈stages / 2⌉ bytes to `out`.
+    pub fn encode(&self, features: &[f32], stages: usize, out: &mut Vec<u8>) {
+        let mut rest = features.to_vec();
+        let mut high = None;
+        for book in self
+            .books
+            .chunks_exact(ENTRIES * self.dimension)
+            .take(stages)
+        {
+            let mut best = (f32::INFINITY, 0u8, None);
+            for (index, entry) in (0u8..).zip(book.chunks_exact(self.dimension)) {
+                let distance: f32 = rest.iter().zip(entry).map(|(r, c)| (r - c) * (r - c)).sum();
+                if distance < best.0 {
+                    best = (distance, index, Some(entry));
+                }
+            }
+            if let (_, _, Some(entry)) = best {
+                for (r, c) in rest.iter_mut().zip(entry) {
+                    *r -= c;
+                }
+            }
+            match high.take() {
+                None => high = Some(best.1 << 4),
+                Some(upper) => out.push(upper | best.1),
+            }
+        }
+        out.extend(high);
+    }
+
+    /// The features that the first `stages` indices of `code` stand for, into `features`.
+    ///
+    /// # Errors
+    /// `code` hasn't ⌈stages / 2⌉ bytes, or the quantizer hasn't that many stages.
+    pub fn decode(
+        &self,
+        code: &[u8],
+        stages: usize,
+        features: &mut [f32],
+    ) -> Result<(), CodecError> {
+        if code.len() != stages.div_ceil(2) || stages > self.stages {
+            return Err(CodecError::Input("another length than its codec's"));
+        }
+        features.fill(0.0);
+        let indices = code
+            .iter()
+            .flat_map(|byte| [byte >> 4, byte & 15])
+            .take(stages);
+        for (book, index) in self
+            .books
+            .chunks_exact(ENTRIES * self.dimension)
+            .zip(indices)
+        {
+            let entry = book.chunks_exact(self.dimension).nth(usize::from(index));
+            for (f, c) in features.iter_mut().zip(entry.unwrap_or_default()) {
+                *f += c;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::lyra_bundle;
+
+    /// Features of real speech and what Lyra's own quantizer made of them.
+    const FEATURES: &[u8] = include_bytes!("testdata/test_feat.bin");
+    const INDICES: &[u8] = include_bytes!("testdata/test_idx.bin");
+
+    fn quantizer() -> Quantizer {
+        let bundle = std::fs::read(lyra_bundle().join("codebooks.f32")).unwrap();
+        Quantizer::new(&bundle, 46, 64).unwrap()
+    }
+
+    #[test]
+    fn golden_vectors() {
+        let quantizer = quantizer();
+        let frames = FEATURES.chunks_exact(64 * 4).zip(INDICES.chunks_exact(46));
+        assert_eq!(frames.len(), 387);
+        for (frame, (features, indices)) in frames.enumerate() {
+            let features: Vec<f32> = features
+                .as_chunks::<4>()
+                .0
+                .iter()
+                .map(|b| f32::from_le_bytes(*b))
+                .collect();
+            let mut code = Vec::new();
+            quantizer.encode(&features, 46, &mut code);
+            let wanted: Vec<u8> = indices
+                .chunks_exact(2)
+                .map(|pair| pair[0] << 4 | pair[1])
+                .collect();
+            assert_eq!(code, wanted, "frame {frame}");
+        }
+    }
+
+    #[test]
+    fn few_stages_are_a_prefix_of_many_and_coarser() {
+        let quantizer = quantizer();
+        let mut errors = [0.0f64; 3];
+        for features in FEATURES.chunks_exact(64 * 4) {
+            let features: Vec<f32> = features
+                .as_chunks::<4>()
+                .0
+                .iter()
+                .map(|b| f32::from_le_bytes(*b))
+                .collect();
+            let mut codes = [Vec::new(), Vec::new(), Vec::new()];
+            for ((code, stages), error) in codes.iter_mut().zip([16, 30, 46]).zip(&mut errors) {
+                quantizer.encode(&features, stages, code);
+                let mut back = [0.0; 64];
+                quantizer.decode(code, stages, &mut back).unwrap();
+                *error += features
+                    .iter()
+                    .zip(back)
+                    .map(|(a, b)| f64::from((a - b).powi(2)))
+                    .sum::<f64>();
+            }
+            assert_eq!(codes.each_ref().map(Vec::len), [8, 15, 23]);
+            assert!(codes[1].starts_with(&codes[0]) && codes[2].starts_with(&codes[1]));
+        }
+        assert!(
+            errors[0] > 1.5 * errors[1] && errors[1] > 1.2 * errors[2],
+            "{errors:?}"
+        );
+    }
+
+    #[test]
+    fn wrong_sizes_are_refused() {
+        let quantizer = quantizer();
+        let mut features = [0.0; 64];
+        for (length, stages) in [(7, 16), (9, 16), (0, 16), (24, 48)] {
+            assert!(
+                quantizer
+                    .decode(&vec![0; length], stages, &mut features)
+                    .is_err()
+            );
+        }
+        assert!(Quantizer::new(&[0; 100], 46, 64).is_err());
+        assert!(Quantizer::new(&[0xff; 46 * 16 * 64 * 4], 46, 64).is_err());
+    }
+}

@@ -1,0 +1,179 @@
+//! Where models come from: bundles in folders and ONNX Runtime, looked at again when asked to.
+
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use crate::bundle::Bundle;
+use crate::codec::{Codec, DecodeTask, EncodeTask, FRAME};
+use crate::desk::Kit;
+use crate::engine::EngineConfig;
+use crate::gate::{Detector, Gate, Silero, WINDOW, Window};
+use crate::lyra::{Lyra, LyraDecoder, LyraEncoder};
+use crate::onnx;
+use auralink_proto::ladder::{CodecId, Rung};
+
+/// What files look like from outside: enough to notice a change.
+pub(crate) type Stamp = Vec<(PathBuf, Option<(u64, SystemTime)>)>;
+
+/// What makes the models of a thread.
+pub(crate) trait Source: Send {
+    /// Cheap; differs from the last where [`Source::load`] would give something else.
+    fn stamp(&self) -> Stamp;
+    /// Reads everything anew; says what is wrong, a line each.
+    fn load(&mut self) -> Vec<String>;
+    /// Name and sha256 of what is loaded.
+    fn bundles(&self) -> Vec<(String, String)>;
+    /// Models for one thread, tried out; adds to `problems` what can't be had.
+    fn kit(&mut self, problems: &mut Vec<String>) -> Kit;
+}
+
+/// The folders of the configuration.
+#[derive(Debug)]
+pub(crate) struct Folders {
+    runtime: Option<PathBuf>,
+    lyra: (Option<PathBuf>, Option<Bundle>),
+    vad: (Option<PathBuf>, Option<Bundle>),
+}
+
+impl Folders {
+    pub(crate) fn new(config: &EngineConfig) -> Self {
+        Self {
+            runtime: config.runtime.clone(),
+            lyra: (config.lyra.clone(), None),
+            vad: (config.vad.clone(), None),
+        }
+    }
+}
+
+impl Source for Folders {
+    fn stamp(&self) -> Stamp {
+        let mut stamp = Stamp::new();
+        stamp.extend(self.runtime.as_deref().map(look));
+        for folder in [&self.lyra.0, &self.vad.0].into_iter().flatten() {
+            stamp.push(look(folder));
+            let Ok(entries) = std::fs::read_dir(folder) else {
+                continue;
+            };
+            // A bundle is a handful of files; a folder that isn't one shouldn't cost more.
+            stamp.extend(entries.flatten().take(64).map(|entry| look(&entry.path())));
+        }
+        stamp.sort();
+        stamp
+    }
+
+    fn load(&mut self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if self.runtime.is_none() {
+            problems.push("no ONNX Runtime is configured: L1 and L2 are out; run `make models` and name libonnxruntime.so".to_owned());
+        }
+        for (what, (folder, bundle)) in [
+            (
+                "Lyra bundle is configured: L1 and L2 are out",
+                &mut self.lyra,
+            ),
+            (
+                "voice detector is configured: nothing is coded below L4",
+                &mut self.vad,
+            ),
+        ] {
+            *bundle = None;
+            match folder.as_deref().map(Bundle::read) {
+                None => problems.push(format!("no {what}; run `make models` and name its folder")),
+                Some(Ok(read)) => *bundle = Some(read),
+                Some(Err(error)) => problems.push(error.to_string()),
+            }
+        }
+        problems
+    }
+
+    fn bundles(&self) -> Vec<(String, String)> {
+        [&self.lyra.1, &self.vad.1]
+            .into_iter()
+            .flatten()
+            .map(|bundle| (bundle.manifest.name.clone(), bundle.sha256.clone()))
+            .collect()
+    }
+
+    fn kit(&mut self, problems: &mut Vec<String>) -> Kit {
+        let mut kit = Kit::default();
+        let Some(runtime) = &self.runtime else {
+            return kit;
+        };
+        if self.lyra.1.is_none() && self.vad.1.is_none() {
+            return kit;
+        }
+        let environment = match onnx::load(runtime) {
+            Ok(environment) => environment,
+            Err(error) => {
+                problems.push(error);
+                return kit;
+            }
+        };
+        if let Some(bundle) = &self.lyra.1 {
+            match Lyra::new(&environment, bundle).and_then(tried_codec) {
+                Ok(lyra) => kit.neural = Some(Box::new(lyra)),
+                Err(error) => problems.push(format!(
+                    "the {} bundle can't be used: {error}",
+                    bundle.manifest.name
+                )),
+            }
+        }
+        if let Some(bundle) = &self.vad.1 {
+            match Silero::new(&environment, bundle).and_then(tried_detector) {
+                Ok(silero) => kit.detector = Some(Box::new(silero)),
+                Err(error) => problems.push(format!(
+                    "the {} bundle can't be used: {error}",
+                    bundle.manifest.name
+                )),
+            }
+        }
+        kit
+    }
+}
+
+fn look(path: &Path) -> (PathBuf, Option<(u64, SystemTime)>) {
+    let seen = std::fs::metadata(path)
+        .ok()
+        .and_then(|m| Some((m.len(), m.modified().ok()?)));
+    (path.to_owned(), seen)
+}
+
+/// Runs it once: the first run is the slowest, and a model that fails should be known before a call meets it.
+fn tried_codec<C>(mut codec: C) -> Result<C, String>
+where
+    C: Codec<Encoder = LyraEncoder, Decoder = LyraDecoder>,
+{
+    let mut run = || {
+        let (mut encoder, mut decoder) = (codec.encoder()?, codec.decoder()?);
+        let mut batch = [EncodeTask::new(&mut encoder, Rung::L2, &[0.0; FRAME])];
+        codec.encode(&mut batch);
+        let [task] = batch;
+        task.done?;
+        let mut batch = [DecodeTask::new(
+            &mut decoder,
+            CodecId::Lyra6,
+            Some(&task.payload),
+            FRAME,
+        )];
+        codec.decode(&mut batch);
+        let [task] = batch;
+        task.done
+    };
+    run().map_err(|error| error.to_string())?;
+    Ok(codec)
+}
+
+fn tried_detector<D: Detector>(mut detector: D) -> Result<D, String> {
+    let mut gate = Gate::default();
+    let mut windows = [Window {
+        memory: &mut gate.memory,
+        pcm: &[0.0; WINDOW],
+        probability: None,
+    }];
+    detector.listen(&mut windows);
+    let [window] = windows;
+    window
+        .probability
+        .map(|_| detector)
+        .ok_or_else(|| "the model gives no probability".to_owned())
+}

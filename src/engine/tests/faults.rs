@@ -1,0 +1,425 @@
+//! Models that sleep, fail, give NaN, panic, are truncated or vanish: nobody waits for them.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use auralink_proto::ladder::{Rung, Rungs};
+
+use super::call::{config, group, next, payload, port};
+use crate::breaker::Settings;
+use crate::codec::{Codec, CodecError, DecodeTask, EncodeTask};
+use crate::desk::{Kit, Neural};
+use crate::lyra::{LyraDecoder, LyraEncoder};
+use crate::source::{Folders, Source, Stamp};
+use crate::testing::{client, copy_of, lyra_bundle, runtime, vad_bundle};
+use crate::{Busy, Encoded, Engine, EngineConfig, Job, Outcome};
+
+const MS: Duration = Duration::from_millis(1);
+
+#[derive(Clone, Copy, PartialEq)]
+#[repr(u8)]
+enum Fault {
+    None,
+    Error,
+    Sleep,
+    Hang,
+    Panic,
+}
+
+/// The real codec with a switch.
+struct Faulty {
+    real: Neural,
+    fault: Arc<AtomicU8>,
+}
+
+impl Faulty {
+    fn strikes(&self) -> bool {
+        let fault = self.fault.load(Ordering::Relaxed);
+        if fault == Fault::Sleep as u8 {
+            std::thread::sleep(MS * 40);
+        } else if fault == Fault::Hang as u8 {
+            while self.fault.load(Ordering::Relaxed) == Fault::Hang as u8 {
+                std::thread::sleep(MS);
+            }
+        } else if fault == Fault::Panic as u8 {
+            panic!("a codec that panics, as this test wants it");
+        }
+        fault == Fault::Error as u8
+    }
+}
+
+impl Codec for Faulty {
+    type Encoder = LyraEncoder;
+    type Decoder = LyraDecoder;
+
+    fn encoder(&self) -> Result<LyraEncoder, CodecError> {
+        self.real.encoder()
+    }
+
+    fn decoder(&self) -> Result<LyraDecoder, CodecError> {
+        self.real.decoder()
+    }
+
+    fn encode(&mut self, batch: &mut [EncodeTask<'_, LyraEncoder>]) {
+        if self.strikes() {
+            for task in batch {
+                task.done = Err(CodecError::Failed("the result is no number".to_owned()));
+            }
+        } else {
+            self.real.encode(batch);
+        }
+    }
+
+    fn decode(&mut self, batch: &mut [DecodeTask<'_, LyraDecoder>]) {
+        if self.strikes() {
+            for task in batch {
+                task.done = Err(CodecError::Failed("the result is no number".to_owned()));
+            }
+        } else {
+            self.real.decode(batch);
+        }
+    }
+}
+
+struct FaultySource {
+    folders: Folders,
+    fault: Arc<AtomicU8>,
+    kits: Arc<AtomicUsize>,
+}
+
+impl Source for FaultySource {
+    fn stamp(&self) -> Stamp {
+        self.folders.stamp()
+    }
+    fn load(&mut self) -> Vec<String> {
+        self.folders.load()
+    }
+    fn bundles(&self) -> Vec<(String, String)> {
+        self.folders.bundles()
+    }
+    fn kit(&mut self, problems: &mut Vec<String>) -> Kit {
+        self.kits.fetch_add(1, Ordering::Relaxed);
+        let mut kit = self.folders.kit(problems);
+        let fault = self.fault.clone();
+        kit.neural = kit
+            .neural
+            .map(|real| Box::new(Faulty { real, fault }) as Neural);
+        kit
+    }
+}
+
+/// An engine whose Lyra obeys the switch; its breakers are quick.
+fn faulty() -> (Engine, Arc<AtomicU8>) {
+    let fault = Arc::new(AtomicU8::new(0));
+    let config = EngineConfig {
+        deadline: MS * 30,
+        stall: MS * 60,
+        replace: MS * 400,
+        breaker: Settings {
+            failures: 3,
+            window: MS * 2000,
+            open: MS * 300,
+            max_open: MS * 600,
+            trials: 3,
+        },
+        ..config()
+    };
+    let source = FaultySource {
+        folders: Folders::new(&config),
+        fault: fault.clone(),
+        kits: Arc::default(),
+    };
+    (Engine::with(config, Box::new(source)).unwrap(), fault)
+}
+
+fn until(what: &str, most: Duration, mut holds: impl FnMut() -> bool) -> Duration {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < most, "{what}: not within {most:?}");
+        std::thread::sleep(MS);
+    }
+    start.elapsed()
+}
+
+fn coded(outcome: Outcome) -> Encoded {
+    match outcome {
+        Outcome::Encoded(encoded) => encoded,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_codec_that_fails_is_replaced_by_opus_and_comes_back() {
+    let (engine, fault) = faulty();
+    let (port, _) = port(&engine);
+    let packets = client("talker-a", 4, 20);
+    let mut groups = packets.chunks_exact(2).enumerate().cycle();
+    let mut send = |rung| {
+        let (id, packets) = groups.next().unwrap();
+        port.try_send(group(1, id as u64, rung, packets)).unwrap();
+        coded(next(&port, MS * 5000))
+    };
+    assert_eq!(send(Rung::L2).codec, Rung::L2.codec());
+    fault.store(Fault::Error as u8, Ordering::Relaxed);
+    for _ in 0..3 {
+        assert_eq!(send(Rung::L2).rung, Rung::L4, "another codec stands in");
+    }
+    assert!(!engine.rungs().has(Rung::L2), "the breaker is open");
+    assert!(
+        engine.decodable().has(Rung::L2),
+        "what is advertised doesn't change"
+    );
+    assert!(!engine.status().complete);
+    assert!(send(Rung::L2).rung >= Rung::L3, "not even tried");
+    fault.store(Fault::None as u8, Ordering::Relaxed);
+    until("half open", MS * 2000, || engine.rungs().has(Rung::L2));
+    for _ in 0..4 {
+        assert!(send(Rung::L2).rung.is_neural());
+    }
+    assert_eq!(engine.rungs(), Rungs::ALL);
+    assert_eq!(engine.counters().opened[1], 1);
+}
+
+#[test]
+fn a_codec_that_is_slow_opens_its_breaker_and_nothing_else() {
+    let (engine, fault) = faulty();
+    let (port, _) = port(&engine);
+    let packets = client("talker-a", 4, 20);
+    fault.store(Fault::Sleep as u8, Ordering::Relaxed);
+    for (id, packets) in packets.chunks_exact(2).enumerate().take(4) {
+        port.try_send(group(1, id as u64, Rung::L2, packets))
+            .unwrap();
+        coded(next(&port, MS * 5000));
+    }
+    assert!(!engine.rungs().has(Rung::L2));
+    assert!(
+        engine.rungs().has(Rung::L3) && engine.rungs().has(Rung::L4),
+        "{:?}",
+        engine.rungs()
+    );
+    assert!(engine.counters().late >= 3);
+}
+
+#[test]
+fn a_codec_that_hangs_stalls_nobody_and_its_thread_is_replaced() {
+    let (engine, fault) = faulty();
+    let (port, _) = port(&engine);
+    let packets = client("talker-a", 4, 20);
+    port.try_send(group(1, 0, Rung::L2, &packets[..2])).unwrap();
+    coded(next(&port, MS * 5000));
+    fault.store(Fault::Hang as u8, Ordering::Relaxed);
+    port.try_send(group(1, 1, Rung::L2, &packets[2..4]))
+        .unwrap();
+    let noticed = until("no more jobs are taken", MS * 500, || {
+        let began = Instant::now();
+        let answer = port.try_send(group(1, 2, Rung::L4, &packets[4..6]));
+        assert!(began.elapsed() < MS * 20, "handing in never blocks");
+        answer == Err(Busy::Full)
+    });
+    assert!(noticed < MS * 150, "noticed after {noticed:?}");
+    assert!(!engine.rungs().has(Rung::L2) && engine.status().threads_up == 0);
+    // It still hangs: another thread takes its place, and Opus goes on.
+    until("replaced", MS * 3000, || engine.status().threads_up == 1);
+    while port.try_recv().is_some() {}
+    port.try_send(group(1, 9, Rung::L4, &packets[6..8]))
+        .unwrap();
+    until(
+        "Opus again",
+        MS * 2000,
+        || matches!(port.try_recv(), Some(Outcome::Encoded(e)) if e.id == 9),
+    );
+    assert_eq!(engine.counters().restarts, 1);
+    fault.store(Fault::None as u8, Ordering::Relaxed);
+    until("half open", MS * 2000, || engine.rungs().has(Rung::L2));
+    port.try_send(group(1, 10, Rung::L2, &packets[8..10]))
+        .unwrap();
+    until(
+        "Lyra again",
+        MS * 2000,
+        || matches!(port.try_recv(), Some(Outcome::Encoded(e)) if e.id == 10 && e.rung.is_neural()),
+    );
+}
+
+#[test]
+fn a_codec_that_panics_is_put_up_again() {
+    let (engine, fault) = faulty();
+    let (port, _) = port(&engine);
+    let packets = client("talker-a", 4, 20);
+    fault.store(Fault::Panic as u8, Ordering::Relaxed);
+    port.try_send(group(1, 0, Rung::L2, &packets[..2])).unwrap();
+    until("noticed", MS * 100, || engine.status().threads_up == 0);
+    fault.store(Fault::None as u8, Ordering::Relaxed);
+    until("put up again", MS * 3000, || {
+        engine.status().threads_up == 1
+    });
+    assert_eq!(engine.counters().restarts, 1);
+    until("trusted again", MS * 2000, || engine.rungs().has(Rung::L2));
+    port.try_send(group(1, 1, Rung::L2, &packets[2..4]))
+        .unwrap();
+    let one = coded(next(&port, MS * 5000));
+    port.try_send(Job::Decode(payload(&one, 2))).unwrap();
+    assert!(matches!(next(&port, MS * 5000), Outcome::Decoded(_)));
+}
+
+#[test]
+fn a_truncated_bundle_leaves_opus_and_is_noticed_when_mended() {
+    let folder = copy_of(&lyra_bundle());
+    let model = folder.path().join("decoder.onnx");
+    let whole = std::fs::read(&model).unwrap();
+    File::options()
+        .write(true)
+        .open(&model)
+        .unwrap()
+        .set_len(100_000)
+        .unwrap();
+    let engine = Engine::start(EngineConfig {
+        lyra: Some(folder.path().to_owned()),
+        ..config()
+    })
+    .unwrap();
+    assert_eq!(
+        (engine.rungs(), engine.decodable()),
+        (Rungs::OPUS, Rungs::OPUS)
+    );
+    let status = engine.status();
+    assert!(
+        status
+            .problems
+            .iter()
+            .any(|p| p.contains("decoder.onnx: it has 100000 bytes")),
+        "{status:?}"
+    );
+    std::fs::write(&model, &whole).unwrap();
+    engine.reload();
+    until("mended", MS * 10_000, || engine.rungs() == Rungs::ALL);
+    assert!(engine.status().complete, "{:?}", engine.status());
+    // And gone again in the middle of a call.
+    let (port, _) = port(&engine);
+    let packets = client("talker-a", 2, 20);
+    port.try_send(group(1, 0, Rung::L2, &packets[..2])).unwrap();
+    assert!(coded(next(&port, MS * 5000)).rung.is_neural());
+    std::fs::remove_file(folder.path().join("manifest.yaml")).unwrap();
+    engine.reload();
+    until("gone", MS * 5000, || engine.decodable() == Rungs::OPUS);
+    port.try_send(group(1, 1, Rung::L2, &packets[2..4]))
+        .unwrap();
+    assert!(
+        !coded(next(&port, MS * 5000)).rung.is_neural(),
+        "the call goes on"
+    );
+}
+
+#[test]
+fn without_anything_there_is_opus_and_the_reason() {
+    fn nowhere(what: &str) -> Option<PathBuf> {
+        Some(Path::new("/nowhere").join(what))
+    }
+    let cases = [
+        (EngineConfig::default(), "no ONNX Runtime is configured"),
+        (
+            EngineConfig {
+                runtime: nowhere("libonnxruntime.so"),
+                lyra: Some(lyra_bundle()),
+                vad: Some(vad_bundle()),
+                ..EngineConfig::default()
+            },
+            "make models",
+        ),
+        (
+            EngineConfig {
+                runtime: Some(runtime()),
+                lyra: nowhere("lyra2"),
+                vad: Some(vad_bundle()),
+                ..EngineConfig::default()
+            },
+            "/nowhere/lyra2",
+        ),
+        (
+            EngineConfig {
+                runtime: Some(runtime()),
+                lyra: Some(lyra_bundle()),
+                vad: nowhere("vad"),
+                ..EngineConfig::default()
+            },
+            "/nowhere/vad",
+        ),
+    ];
+    for (config, words) in cases {
+        let engine = Engine::start(EngineConfig {
+            deadline: MS * 5000,
+            ..config.clone()
+        })
+        .unwrap();
+        let status = engine.status();
+        // ONNX Runtime may have been loaded by another test of this process; then it doesn't matter that the path is wrong.
+        let loaded_before = config.runtime == nowhere("libonnxruntime.so") && status.complete;
+        if loaded_before {
+            continue;
+        }
+        assert_eq!(engine.rungs(), Rungs::OPUS, "{words}");
+        assert!(
+            status.problems.iter().any(|p| p.contains(words)),
+            "{words}: {status:?}"
+        );
+        let (port, _) = port(&engine);
+        let packets = client("talker-a", 1, 20);
+        port.try_send(group(1, 0, Rung::L2, &packets[..2])).unwrap();
+        assert_eq!(
+            coded(next(&port, MS * 5000)).rung,
+            if config.vad == Some(vad_bundle()) && config.runtime == Some(runtime()) {
+                Rung::L3
+            } else {
+                Rung::L4
+            },
+            "{words}"
+        );
+    }
+}
+
+#[test]
+fn a_full_queue_is_an_answer_and_dropped_outcomes_are_counted() {
+    let (engine, fault) = faulty();
+    let (port, _) = port(&engine);
+    let packets = client("talker-a", 1, 20);
+    fault.store(Fault::Hang as u8, Ordering::Relaxed);
+    let mut answers = Vec::new();
+    for id in 0..2000 {
+        answers.push(port.try_send(group(1, id, Rung::L2, &packets[..2])));
+    }
+    let taken = answers.iter().filter(|a| a.is_ok()).count();
+    assert!((256..256 + 17).contains(&taken), "{taken}");
+    assert_eq!(engine.counters().busy, 2000 - taken as u64);
+    fault.store(Fault::None as u8, Ordering::Relaxed);
+    drop(engine);
+    assert_eq!(
+        port.try_send(group(1, 0, Rung::L2, &packets[..2])),
+        Err(Busy::Ended)
+    );
+}
+
+#[test]
+fn impossible_settings_are_refused() {
+    for config in [
+        EngineConfig {
+            threads: 0,
+            ..EngineConfig::default()
+        },
+        EngineConfig {
+            queue: 0,
+            ..EngineConfig::default()
+        },
+        EngineConfig {
+            local_complexity: 11,
+            ..EngineConfig::default()
+        },
+        EngineConfig {
+            local_bitrate: 1,
+            ..EngineConfig::default()
+        },
+    ] {
+        assert!(Engine::start(config).is_err());
+    }
+}

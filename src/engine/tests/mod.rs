@@ -1,0 +1,4 @@
+//! The engine as a media worker sees it: real speech, real models, and models that misbehave.
+
+mod call;
+mod faults;

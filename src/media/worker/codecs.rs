@@ -1,0 +1,127 @@
+//! A worker and the codec engine: jobs out, outcomes in. Neither side waits for the other.
+
+use super::{Out, Pc, State, now};
+use auralink_engine as engine;
+use auralink_engine::{Busy, Port};
+use auralink_proto::coding::{Job, Outcome};
+use auralink_proto::hop::{Decoded, Encoded, Refusal};
+use auralink_proto::relay::{Scratch, relay_of_track};
+
+/// Outcomes that are taken in one turn: the media that is relayed as it came has its turn too.
+const OUTCOMES_A_TURN: usize = 256;
+
+/// Hands a relay's jobs to the engine; what it doesn't take is answered at once.
+pub(super) fn jobs(pc: &mut Pc, port: &Port, scratch: &mut Scratch, out: &mut Out) {
+    while let Some(job) = pc.relay.poll_job() {
+        let (job, instead) = match job {
+            Job::Encode(track, job) => {
+                let instead = |refusal| Outcome::Refused(track, job.id, refusal);
+                (
+                    engine::Job::Encode(engine::Encode {
+                        track,
+                        id: job.id,
+                        rung: job.rung,
+                        packets: job.packets,
+                        lost_before: job.lost_before,
+                    }),
+                    Some(instead(Refusal::Busy)),
+                )
+            }
+            Job::Decode(track, job) => (
+                engine::Job::Decode(engine::Decode {
+                    track,
+                    id: job.id,
+                    codec: job.codec,
+                    payload: job.payload,
+                    gain: job.gain,
+                    unit_ms: job.unit_ms,
+                    count: job.count,
+                    lost: job.lost,
+                }),
+                Some(Outcome::Failed(track, job.id)),
+            ),
+            Job::Close(track) => {
+                for direction in [engine::Direction::Encode, engine::Direction::Decode] {
+                    // A queue that is full drops it; the engine forgets idle tracks itself.
+                    let _ = port.try_send(engine::Job::Close { track, direction });
+                }
+                continue;
+            }
+        };
+        if let (Err(Busy::Full | Busy::Ended), Some(instead)) = (port.try_send(job), instead) {
+            pc.relay.outcome(now(), instead, scratch, out);
+        }
+    }
+}
+
+impl State {
+    /// Takes what the engine has done, and follows what it can do.
+    pub(super) fn outcomes(&mut self) {
+        for _ in 0..OUTCOMES_A_TURN {
+            let Some(outcome) = self.codecs.try_recv() else {
+                break;
+            };
+            let outcome = translate(outcome);
+            let Some(key) = self.by_id.get(&relay_of_track(outcome.track())).copied() else {
+                continue;
+            };
+            if let Some(pc) = self.pcs.get_mut(key) {
+                pc.relay
+                    .outcome(now(), outcome, &mut self.scratch, &mut self.out);
+                self.after(key);
+            }
+        }
+        let rungs = self.codecs.rungs();
+        if rungs != self.rungs {
+            self.rungs = rungs;
+            let coding: Vec<usize> = self
+                .pcs
+                .iter()
+                .filter(|(_, pc)| pc.relay.is_coding())
+                .map(|(key, _)| key)
+                .collect();
+            for key in coding {
+                if let Some(pc) = self.pcs.get_mut(key) {
+                    pc.relay.set_engine(now().instant, rungs);
+                    self.after(key);
+                }
+            }
+        }
+    }
+}
+
+fn translate(outcome: engine::Outcome) -> Outcome {
+    match outcome {
+        engine::Outcome::Encoded(done) => Outcome::Encoded(
+            done.track,
+            done.id,
+            Encoded {
+                codec: done.codec,
+                payload: done.payload,
+                gain: done.gain,
+                unit_ms: done.unit_ms,
+                voice: done.voice,
+                rung: done.rung,
+            },
+        ),
+        engine::Outcome::Refused { track, id, reason } => {
+            let refusal = match reason {
+                engine::Refusal::Undecodable => Refusal::Undecodable,
+                engine::Refusal::Stereo => Refusal::Stereo,
+                engine::Refusal::Duration => Refusal::Duration,
+                engine::Refusal::Failed => Refusal::Failed,
+            };
+            Outcome::Refused(track, id, refusal)
+        }
+        engine::Outcome::Decoded(done) => Outcome::Decoded(
+            done.track,
+            done.id,
+            Decoded {
+                packets: done.packets,
+                levels: done.levels,
+                voice: done.voice,
+            },
+        ),
+        engine::Outcome::Failed { track, id } => Outcome::Failed(track, id),
+    }
+}

@@ -1,0 +1,504 @@
+//! The AIC hop in one direction of a peer connection: which streams are packed and restored, the jobs
+//! that this gives an engine, and the packets that come of it ([`crate::hop`], docs/protocol.md).
+//!
+//! A stream that was packed once stays framed as long as its leg lives, native if need be: its
+//! sequence numbers are the hop's own from then on, and an SRTP index must not be used twice.
+
+use crate::description::{PackRule, RestoreRule, TrackRule};
+use crate::flow::find;
+use crate::hop::report::{self, Report};
+use crate::hop::{
+    DecodeJob, Decoded, EncodeJob, Encoded, NativeReason, PackTiming, Packer, PackerConfig,
+    Redundancy, Refusal, RestoreTiming, Restorer, RestorerConfig,
+};
+use crate::ladder::{Rung, Rungs};
+use crate::packet::RtpHeader;
+use crate::relay::Now;
+use rustc_hash::FxHashMap;
+use std::collections::VecDeque;
+use std::time::Instant;
+
+/// Streams of one direction that are coded at a time; further ones pass as they are.
+const MAX_STREAMS: usize = 512;
+
+/// Our SSRC in reports. It sends nothing else, so its SRTCP index is its own.
+const REPORTER: u32 = u32::from_be_bytes(*b"AIC1");
+
+/// Names a stream to the engine; unique in the process as long as [`Coding::new`]'s base is.
+pub type Track = u64;
+
+/// What an engine is asked.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Job {
+    /// Code a group.
+    Encode(Track, EncodeJob),
+    /// Restore a group.
+    Decode(Track, DecodeJob),
+    /// The stream is over.
+    Close(Track),
+}
+
+/// What an engine answers.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// To [`Job::Encode`], by its id.
+    Encoded(Track, u64, Encoded),
+    /// To [`Job::Encode`], by its id.
+    Refused(Track, u64, Refusal),
+    /// To [`Job::Decode`], by its id.
+    Decoded(Track, u64, Decoded),
+    /// To [`Job::Decode`], by its id.
+    Failed(Track, u64),
+}
+
+impl Outcome {
+    /// The stream it is for.
+    #[must_use]
+    pub fn track(&self) -> Track {
+        match self {
+            Self::Encoded(track, ..)
+            | Self::Refused(track, ..)
+            | Self::Decoded(track, ..)
+            | Self::Failed(track, _) => *track,
+        }
+    }
+}
+
+/// What became of a packet that [`Coding::take`] was offered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taken {
+    /// It goes the ordinary way.
+    Not,
+    /// It will be packed.
+    Original,
+    /// It is framed and will be restored.
+    Framed,
+}
+
+/// A packet that [`Coding::poll_packet`] gave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Coded {
+    /// A framed one; the originals in it took so many bytes on their sender's wire.
+    Framed {
+        /// IP and UDP headers included.
+        native_bytes: u64,
+    },
+    /// A restored one.
+    Restored,
+}
+
+/// Counters of the hop, over streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct HopStats {
+    /// Framed packets sent.
+    pub framed_sent: u64,
+    /// Those that carried a copy of an earlier one.
+    pub copies_sent: u64,
+    /// Originals that went coded.
+    pub coded: u64,
+    /// Originals that went as they came, by [`NativeReason`].
+    pub natives: [u64; NativeReason::ALL.len()],
+    /// Groups that went native because the engine was late.
+    pub missed: u64,
+    /// Framed packets that came.
+    pub framed_received: u64,
+    /// Framed packets that were lost.
+    pub lost: u64,
+    /// Of those, made good by a copy.
+    pub copied: u64,
+    /// Originals restored from coded payloads, concealed ones included.
+    pub restored: u64,
+    /// Originals made up.
+    pub concealed: u64,
+    /// Originals lost for good.
+    pub gaps: u64,
+    /// Decodings that failed or came too late.
+    pub undecoded: u64,
+    /// Dropped: framed packets that can't be read.
+    pub unreadable: u64,
+}
+
+impl std::ops::AddAssign for HopStats {
+    fn add_assign(&mut self, other: Self) {
+        self.framed_sent += other.framed_sent;
+        self.copies_sent += other.copies_sent;
+        self.coded += other.coded;
+        for (sum, native) in self.natives.iter_mut().zip(other.natives) {
+            *sum += native;
+        }
+        self.missed += other.missed;
+        self.framed_received += other.framed_received;
+        self.lost += other.lost;
+        self.copied += other.copied;
+        self.restored += other.restored;
+        self.concealed += other.concealed;
+        self.gaps += other.gaps;
+        self.undecoded += other.undecoded;
+        self.unreadable += other.unreadable;
+    }
+}
+
+#[derive(Debug)]
+struct Stream {
+    packer: Option<Packer>,
+    /// What the rule wants.
+    wanted: Rung,
+    restorer: Option<Restorer>,
+    /// The peer's last report.
+    reported: Option<Report>,
+}
+
+/// One direction. After every call that takes a time, drain [`Coding::poll_job`],
+/// [`Coding::poll_packet`] and [`Coding::poll_report`].
+#[derive(Debug)]
+pub struct Coding {
+    base: Track,
+    rules: Vec<TrackRule>,
+    mid_ext_id: Option<u8>,
+    /// By number within [`Coding::base`].
+    streams: Vec<Stream>,
+    by_ssrc: FxHashMap<u32, usize>,
+    /// What the engine can do now.
+    engine: Rungs,
+    jobs: VecDeque<Job>,
+    reports: Vec<Report>,
+    buffer: Vec<u8>,
+}
+
+impl Coding {
+    /// Without rules. Tracks are numbered from `base` on, at most 512 of them.
+    #[must_use]
+    pub fn new(base: Track, engine: Rungs) -> Self {
+        Self {
+            base,
+            rules: Vec::new(),
+            mid_ext_id: None,
+            streams: Vec::new(),
+            by_ssrc: FxHashMap::default(),
+            engine,
+            jobs: VecDeque::new(),
+            reports: Vec::new(),
+            buffer: Vec::new(),
+        }
+    }
+
+    /// Nothing is coded here.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.rules.is_empty() && self.streams.is_empty()
+    }
+
+    /// Takes new rules; streams that are framed already stay so.
+    pub fn set_rules(&mut self, now: Instant, rules: &[TrackRule], mid_ext_id: Option<u8>) {
+        let coded = |rule: &&TrackRule| rule.pack.is_some() || rule.restore.is_some();
+        let rules: Vec<TrackRule> = rules.iter().filter(coded).cloned().collect();
+        if self.rules == rules && self.mid_ext_id == mid_ext_id {
+            return;
+        }
+        self.rules = rules;
+        self.mid_ext_id = mid_ext_id;
+        for (ssrc, index) in &self.by_ssrc {
+            let Some(stream) = self.streams.get_mut(*index) else {
+                continue;
+            };
+            let rule = self.rules.iter().find(|rule| rule.ssrcs.contains(ssrc));
+            let Some(rule) = rule else {
+                // Found by its MID, or gone.
+                if !self.rules.iter().any(|rule| rule.ssrcs.is_empty()) {
+                    stream.wanted = Rung::NATIVE;
+                }
+                continue;
+            };
+            stream.wanted = rule.pack.map_or(Rung::NATIVE, |pack| pack.rung);
+            if let (Some(packer), Some(pack), None) =
+                (&mut stream.packer, rule.pack, &stream.reported)
+            {
+                packer.set_peer_rungs(pack.rungs);
+            }
+        }
+        self.set_engine(now, self.engine);
+    }
+
+    /// What the engine can do from now on.
+    pub fn set_engine(&mut self, now: Instant, rungs: Rungs) {
+        self.engine = rungs;
+        for stream in &mut self.streams {
+            if let Some(packer) = &mut stream.packer {
+                packer.set_rung(rungs.at_least(stream.wanted));
+            }
+            if let Some(restorer) = &mut stream.restorer {
+                restorer.set_rungs(now, rungs);
+            }
+        }
+    }
+
+    /// Offers a decrypted RTP packet, which took `wire_len` bytes on the wire of its sender.
+    pub fn take(&mut self, now: Now, packet: &[u8], wire_len: usize) -> Taken {
+        let Some(header) = RtpHeader::parse(packet) else {
+            return Taken::Not;
+        };
+        let Some(index) = self.stream(&header, packet) else {
+            return Taken::Not;
+        };
+        let Some(stream) = self.streams.get_mut(index) else {
+            return Taken::Not;
+        };
+        let rule = find(&self.rules, self.mid_ext_id, &header, packet)
+            .and_then(|rule| self.rules.get(rule));
+        if let Some(rule) = rule
+            && let Some(restore) = rule.restore
+            && restore.pt == header.payload_type
+        {
+            let engine = self.engine;
+            let restorer = stream
+                .restorer
+                .get_or_insert_with(|| restorer(rule, restore, engine));
+            restorer.take(now.instant, now.ntp, packet, wire_len);
+            self.settle(now, index);
+            return Taken::Framed;
+        }
+        if stream.packer.is_none()
+            && let Some(rule) = rule
+            && let Some(pack) = rule.pack
+            && let Some(opus_pt) = rule.opus_pts.0
+        {
+            let mut packer = packer(rule, pack, opus_pt, header.sequence);
+            packer.set_rung(self.engine.at_least(pack.rung));
+            stream.wanted = pack.rung;
+            stream.packer = Some(packer);
+        }
+        let Some(packer) = &mut stream.packer else {
+            return Taken::Not;
+        };
+        packer.take(now.instant, packet, wire_len);
+        self.settle(now, index);
+        Taken::Original
+    }
+
+    /// The stream of a packet, made where a rule is for it.
+    fn stream(&mut self, header: &RtpHeader, packet: &[u8]) -> Option<usize> {
+        if let Some(index) = self.by_ssrc.get(&header.ssrc) {
+            return Some(*index);
+        }
+        find(&self.rules, self.mid_ext_id, header, packet)?;
+        if self.streams.len() >= MAX_STREAMS {
+            return None;
+        }
+        let index = self.streams.len();
+        self.streams.push(Stream {
+            packer: None,
+            wanted: Rung::NATIVE,
+            restorer: None,
+            reported: None,
+        });
+        self.by_ssrc.insert(header.ssrc, index);
+        Some(index)
+    }
+
+    /// Moves on what a stream has: restored packets that are to be packed again, jobs, reports.
+    fn settle(&mut self, now: Now, index: usize) {
+        let track = self.base + index as Track;
+        let Some(stream) = self.streams.get_mut(index) else {
+            return;
+        };
+        if let Some(restorer) = &mut stream.restorer {
+            while let Some(job) = restorer.poll_job() {
+                self.jobs.push_back(Job::Decode(track, job));
+            }
+            if let Some(packer) = &mut stream.packer {
+                while restorer.poll_packet(&mut self.buffer).is_some() {
+                    packer.take(now.instant, &self.buffer, self.buffer.len());
+                }
+            }
+            self.reports.extend(restorer.poll_report(now.instant));
+        }
+        if let Some(packer) = &mut stream.packer {
+            while let Some(job) = packer.poll_job() {
+                self.jobs.push_back(Job::Encode(track, job));
+            }
+        }
+    }
+
+    /// Takes an engine's answer.
+    pub fn outcome(&mut self, now: Now, outcome: Outcome) {
+        let Some(index) = outcome.track().checked_sub(self.base) else {
+            return;
+        };
+        let Ok(index) = usize::try_from(index) else {
+            return;
+        };
+        let Some(stream) = self.streams.get_mut(index) else {
+            return;
+        };
+        match (outcome, &mut stream.packer, &mut stream.restorer) {
+            (Outcome::Encoded(_, id, encoded), Some(packer), _) => {
+                packer.encoded(now.instant, id, encoded);
+            }
+            (Outcome::Refused(_, id, refusal), Some(packer), _) => {
+                packer.refused(now.instant, id, refusal);
+            }
+            (Outcome::Decoded(_, id, decoded), _, Some(restorer)) => {
+                restorer.decoded(now.instant, id, decoded);
+            }
+            (Outcome::Failed(_, id), _, Some(restorer)) => restorer.failed(now.instant, id),
+            _ => {}
+        }
+        self.settle(now, index);
+    }
+
+    /// Takes the hop's reports out of an RTCP packet of the side that framed packets go to.
+    pub fn report(&mut self, now: Now, rtcp: &[u8]) {
+        report::read(rtcp, |report| {
+            if let Some(stream) = self
+                .by_ssrc
+                .get(&report.ssrc)
+                .and_then(|index| self.streams.get_mut(*index))
+                && let Some(packer) = &mut stream.packer
+            {
+                packer.report(now.instant, &report);
+                stream.reported = Some(report);
+            }
+        });
+    }
+
+    /// The next job.
+    pub fn poll_job(&mut self) -> Option<Job> {
+        self.jobs.pop_front()
+    }
+
+    /// Writes the next RTP packet that is to go on into `out`.
+    pub fn poll_packet(&mut self, now: Now, out: &mut Vec<u8>) -> Option<Coded> {
+        self.streams.iter_mut().find_map(|stream| {
+            match (&mut stream.packer, &mut stream.restorer) {
+                (Some(packer), _) => {
+                    let sent = packer.poll_packet(now.ntp, out)?;
+                    Some(Coded::Framed {
+                        native_bytes: sent.native_bytes,
+                    })
+                }
+                (None, Some(restorer)) => restorer.poll_packet(out).map(|_| Coded::Restored),
+                (None, None) => None,
+            }
+        })
+    }
+
+    /// Writes RTCP for the side that framed packets come from into `out`; `false`: there is none.
+    pub fn poll_report(&mut self, out: &mut Vec<u8>) -> bool {
+        out.clear();
+        report::write(REPORTER, &self.reports, out);
+        self.reports.clear();
+        !out.is_empty()
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Now) {
+        for index in 0..self.streams.len() {
+            let Some(stream) = self.streams.get_mut(index) else {
+                return;
+            };
+            if due(stream).is_none_or(|due| due > now.instant) {
+                continue;
+            }
+            if let Some(restorer) = &mut stream.restorer {
+                restorer.handle_timeout(now.instant);
+            }
+            if let Some(packer) = &mut stream.packer {
+                packer.handle_timeout(now.instant);
+            }
+            self.settle(now, index);
+        }
+    }
+
+    /// When [`Coding::handle_timeout`] wants to be called.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.streams.iter().filter_map(due).min()
+    }
+
+    /// Everything is over: jobs that let the engine forget the streams.
+    pub fn close(&mut self) {
+        self.jobs.clear();
+        let tracks = self.base..self.base + self.streams.len() as Track;
+        self.jobs.extend(tracks.map(Job::Close));
+        self.streams.clear();
+        self.by_ssrc.clear();
+        self.rules.clear();
+    }
+
+    /// The cheapest rung in use, and how many streams are framed.
+    #[must_use]
+    pub fn in_use(&self) -> (Option<Rung>, usize) {
+        let packers = self.streams.iter().filter_map(|s| s.packer.as_ref());
+        let framed = |s: &&Stream| s.packer.is_some() || s.restorer.is_some();
+        (
+            packers
+                .map(Packer::rung)
+                .filter(|rung| *rung != Rung::NATIVE)
+                .min(),
+            self.streams.iter().filter(framed).count(),
+        )
+    }
+
+    /// Counters.
+    #[must_use]
+    pub fn stats(&self) -> HopStats {
+        let mut sum = HopStats::default();
+        for stream in &self.streams {
+            if let Some(Packer { stats, .. }) = &stream.packer {
+                sum += HopStats {
+                    framed_sent: stats.framed,
+                    copies_sent: stats.copies,
+                    coded: stats.coded,
+                    natives: stats.natives,
+                    missed: stats.missed,
+                    ..HopStats::default()
+                };
+            }
+            if let Some(Restorer { stats, .. }) = &stream.restorer {
+                sum += HopStats {
+                    framed_received: stats.framed,
+                    lost: stats.lost,
+                    copied: stats.copied,
+                    restored: stats.restored,
+                    concealed: stats.concealed,
+                    gaps: stats.gaps,
+                    undecoded: stats.missed + stats.failed,
+                    unreadable: stats.unreadable,
+                    ..HopStats::default()
+                };
+            }
+        }
+        sum
+    }
+}
+
+fn due(stream: &Stream) -> Option<Instant> {
+    let packer = stream.packer.as_ref().and_then(Packer::poll_timeout);
+    let restorer = stream.restorer.as_ref().and_then(Restorer::poll_timeout);
+    packer.into_iter().chain(restorer).min()
+}
+
+fn packer(rule: &TrackRule, pack: PackRule, opus_pt: u8, first_sequence: u16) -> Packer {
+    Packer::new(PackerConfig {
+        opus_pt,
+        red_pt: rule.opus_pts.1,
+        aic_pt: pack.pt,
+        hint_id: Some(pack.hint_id),
+        level_id: pack.level_id,
+        first_sequence,
+        peer_rungs: pack.rungs,
+        redundancy: Redundancy::default(),
+        timing: PackTiming::default(),
+    })
+}
+
+fn restorer(rule: &TrackRule, restore: RestoreRule, rungs: Rungs) -> Restorer {
+    Restorer::new(RestorerConfig {
+        opus_pt: rule.opus_pts.0.unwrap_or(restore.pt),
+        red_pt: rule.opus_pts.1,
+        hint_id: Some(restore.hint_id),
+        level_id: restore.level_id,
+        rungs,
+        timing: RestoreTiming::default(),
+    })
+}

@@ -1,0 +1,202 @@
+//! What the receiver of a hop tells its sender: an RTCP APP packet (RFC 3550 section 6.7) named
+//! `AIC1`. docs/protocol.md is its specification.
+
+use crate::ladder::{Rung, Rungs};
+
+/// RTCP packet type of APP.
+const APP: u8 = 204;
+
+const NAME: &[u8; 4] = b"AIC1";
+
+/// Bytes of one block.
+const BLOCK_LEN: usize = 16;
+
+/// Blocks that fit one packet: five bits count them.
+pub const MAX_BLOCKS: usize = 31;
+
+/// One stream's state as its receiver on the hop sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Report {
+    /// The stream.
+    pub ssrc: u32,
+    /// Framed packets lost since the last report, in 1/256 of those expected.
+    pub fraction_lost: u8,
+    /// Of the same, those that no copy made good either.
+    pub fraction_missing: u8,
+    /// Rungs that the receiver can decode now.
+    pub rungs: Rungs,
+    /// Highest sequence number of the hop.
+    pub highest: u16,
+    /// Variation of the one-way delay in 1/65,536 s, smoothed as in RFC 3550 section 6.4.1.
+    pub jitter: u32,
+    /// Bytes on the hop over bytes of what was restored from them, headers included, in 1/255.
+    pub ratio: u8,
+}
+
+fn to_mask(rungs: Rungs) -> u8 {
+    rungs.iter().fold(0, |mask, rung| mask | 1 << rung.number())
+}
+
+fn from_mask(mask: u8) -> Rungs {
+    Rung::CODED
+        .into_iter()
+        .filter(|rung| mask & 1 << rung.number() != 0)
+        .fold(Rungs::NONE, Rungs::with)
+}
+
+/// Appends RTCP packets that hold `reports` to `out`, as many as they need; none for no report.
+pub fn write(sender_ssrc: u32, reports: &[Report], out: &mut Vec<u8>) {
+    for blocks in reports.chunks(MAX_BLOCKS) {
+        // At most 31 blocks: 2 + 31 × 4 words.
+        let count = u8::try_from(blocks.len()).unwrap_or(0);
+        let words = u16::from(count) * 4 + 2;
+        out.extend([0x80 | count, APP]);
+        out.extend(words.to_be_bytes());
+        out.extend(sender_ssrc.to_be_bytes());
+        out.extend(NAME);
+        for block in blocks {
+            out.extend(block.ssrc.to_be_bytes());
+            out.extend([block.fraction_lost, to_mask(block.rungs)]);
+            out.extend(block.highest.to_be_bytes());
+            out.extend(block.jitter.to_be_bytes());
+            out.extend([block.ratio, block.fraction_missing, 0, 0]);
+        }
+    }
+}
+
+/// Calls `f` for each packet of a compound until one can't be read: first byte, type, whole packet.
+fn packets<'a>(compound: &'a [u8], mut f: impl FnMut(u8, u8, &'a [u8])) -> bool {
+    let mut rest = compound;
+    while let [first, kind, l1, l0, ..] = *rest {
+        let len = 4 * (usize::from(u16::from_be_bytes([l1, l0])) + 1);
+        let Some((packet, after)) = rest.split_at_checked(len) else {
+            return false;
+        };
+        if first >> 6 != 2 {
+            return false;
+        }
+        f(first, kind, packet);
+        rest = after;
+    }
+    rest.is_empty()
+}
+
+fn is_report(kind: u8, packet: &[u8]) -> bool {
+    kind == APP && packet.get(8..12) == Some(NAME)
+}
+
+/// Calls `f` for each block of a compound RTCP packet. Blocks that aren't whole, rungs that this
+/// version doesn't know and reserved bytes are ignored.
+pub fn read(compound: &[u8], mut f: impl FnMut(Report)) {
+    packets(compound, |first, kind, packet| {
+        if !is_report(kind, packet) {
+            return;
+        }
+        let blocks = packet.get(12..).unwrap_or_default();
+        let count = usize::from(first & 0x1f);
+        for block in blocks.as_chunks::<BLOCK_LEN>().0.iter().take(count) {
+            let &[
+                s0,
+                s1,
+                s2,
+                s3,
+                lost,
+                mask,
+                h1,
+                h0,
+                j0,
+                j1,
+                j2,
+                j3,
+                ratio,
+                missing,
+                ..,
+            ] = block;
+            f(Report {
+                ssrc: u32::from_be_bytes([s0, s1, s2, s3]),
+                fraction_lost: lost,
+                fraction_missing: missing,
+                rungs: from_mask(mask),
+                highest: u16::from_be_bytes([h1, h0]),
+                jitter: u32::from_be_bytes([j0, j1, j2, j3]),
+                ratio,
+            });
+        }
+    });
+}
+
+/// Whether the compound holds nothing but `AIC1` packets: it belongs to the hop and is not passed on.
+#[must_use]
+pub fn is_ours(compound: &[u8]) -> bool {
+    let mut only = true;
+    let whole = packets(compound, |_, kind, packet| only &= is_report(kind, packet));
+    whole && only && !compound.is_empty()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use proptest::prelude::*;
+
+    fn report(ssrc: u32) -> Report {
+        Report {
+            ssrc,
+            fraction_lost: 26,
+            fraction_missing: 3,
+            rungs: Rungs::OPUS,
+            highest: 0xfffe,
+            jitter: 655,
+            ratio: 40,
+        }
+    }
+
+    #[test]
+    fn more_blocks_than_fit_one_packet_take_two() {
+        let reports: Vec<Report> = (0..40).map(report).collect();
+        let mut out = Vec::new();
+        write(9, &reports, &mut out);
+        assert!(is_ours(&out));
+        let mut seen = Vec::new();
+        read(&out, |report| seen.push(report));
+        assert_eq!(seen, reports);
+    }
+
+    #[test]
+    fn reports_are_found_among_other_packets_and_not_taken_for_the_whole() {
+        let mut compound = vec![0x80, 201, 0, 1, 0, 0, 0, 1];
+        write(9, &[report(7)], &mut compound);
+        compound.extend([0x80, 204, 0, 2, 0, 0, 0, 1, b'T', b'E', b'S', b'T']);
+        assert!(!is_ours(&compound));
+        let mut seen = Vec::new();
+        read(&compound, |report| seen.push(report));
+        assert_eq!(seen, [report(7)]);
+        assert!(!is_ours(&[]));
+    }
+
+    #[test]
+    fn unknown_rungs_are_ignored() {
+        let mut out = Vec::new();
+        write(9, &[report(7)], &mut out);
+        out[17] |= 0x81;
+        let mut rungs = None;
+        read(&out, |report| rungs = Some(report.rungs));
+        assert_eq!(rungs, Some(Rungs::OPUS));
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_is_read_or_left(mut bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
+            read(&bytes, |_| {});
+            let _ = is_ours(&bytes);
+            // The same with a header that leads further in.
+            for (at, byte) in [0x9f, APP, 0, 7].into_iter().enumerate() {
+                if let Some(old) = bytes.get_mut(at) { *old = byte; }
+            }
+            if let Some(name) = bytes.get_mut(8..12) { name.copy_from_slice(NAME); }
+            let mut blocks = 0;
+            read(&bytes, |_| blocks += 1);
+            prop_assert!(blocks <= 1);
+        }
+    }
+}

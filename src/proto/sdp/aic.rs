@@ -1,0 +1,128 @@
+//! `a=aic`: how one side of a hop says that it takes framed packets (docs/protocol.md).
+
+use super::{MediaKind, Sdp, attribute, formats};
+use crate::ladder::{Rung, Rungs};
+use std::collections::HashSet;
+use std::fmt;
+
+/// Name of the attribute.
+pub(super) const ATTRIBUTE: &str = "aic";
+
+/// The version that this code speaks; lines of others are left alone, so that a peer can write one
+/// for each.
+const VERSION: &str = "1";
+
+/// Payload types of framed packets, best first: dynamic ones that RFC 5761 section 4 leaves free of
+/// RTCP, then those that RFC 3551 never assigned. Browsers use up most of the dynamic ones for video.
+const CANDIDATES: [std::ops::RangeInclusive<u8>; 4] = [35..=63, 96..=127, 20..=24, 29..=30];
+
+/// What stands behind `a=aic:`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AicLine {
+    /// RTP payload type of framed packets towards the writer.
+    pub pt: u8,
+    /// Rungs that the writer decodes.
+    pub rungs: Rungs,
+}
+
+impl AicLine {
+    /// Reads `1 pt=35 rungs=1,2`; keys and rungs that aren't known are left out.
+    pub(super) fn parse(value: &str) -> Option<Self> {
+        let mut words = value.split_ascii_whitespace();
+        if words.next()? != VERSION {
+            return None;
+        }
+        let (mut pt, mut rungs) = (None, Rungs::NONE);
+        for (key, value) in words.filter_map(|word| word.split_once('=')) {
+            match key {
+                "pt" => pt = value.parse().ok().filter(|pt| *pt < 128),
+                "rungs" => {
+                    rungs = value
+                        .split(',')
+                        .filter_map(|number| Rung::new(number.parse().ok()?))
+                        .filter(|rung| *rung != Rung::NATIVE)
+                        .fold(Rungs::NONE, Rungs::with);
+                }
+                _ => {}
+            }
+        }
+        Some(Self { pt: pt?, rungs })
+    }
+}
+
+/// The whole line.
+impl fmt::Display for AicLine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a={ATTRIBUTE}:{VERSION} pt={} rungs=", self.pt)?;
+        for (at, rung) in self.rungs.iter().enumerate() {
+            let comma = if at == 0 { "" } else { "," };
+            write!(f, "{comma}{}", rung.number())?;
+        }
+        Ok(())
+    }
+}
+
+/// A payload type that nothing in the SDP uses, `wanted` if it is one: under BUNDLE it may mean one
+/// thing only.
+#[must_use]
+pub fn free_payload_type(sdp: &Sdp<'_>, wanted: Option<u8>) -> Option<u8> {
+    let mut taken: HashSet<u8> = HashSet::new();
+    for (index, media) in sdp.media.iter().enumerate() {
+        if media.kind == MediaKind::Other {
+            continue;
+        }
+        let lines = sdp.section(index);
+        if let Some(first) = lines.first() {
+            taken.extend(formats(first.text).filter_map(|word| word.parse::<u8>().ok()));
+        }
+        let maps = lines.iter().filter_map(|line| attribute(line.text));
+        taken.extend(
+            maps.filter(|(name, _)| *name == "rtpmap")
+                .filter_map(|(_, value)| value.split_once(' ')?.0.trim().parse::<u8>().ok()),
+        );
+    }
+    wanted
+        .into_iter()
+        .chain(CANDIDATES.into_iter().flatten())
+        .find(|pt| !taken.contains(pt))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_line_is_read_back() {
+        let line = AicLine {
+            pt: 35,
+            rungs: Rungs::ALL,
+        };
+        assert_eq!(line.to_string(), "a=aic:1 pt=35 rungs=1,2,3,4,5,6");
+        assert_eq!(AicLine::parse("1 pt=35 rungs=1,2,3,4,5,6"), Some(line));
+    }
+
+    #[test]
+    fn what_is_not_known_is_left_out() {
+        let known = AicLine {
+            pt: 20,
+            rungs: Rungs::NONE.with(Rung::L2),
+        };
+        assert_eq!(
+            AicLine::parse("1 rungs=0,2,9,x new=thing pt=20"),
+            Some(known)
+        );
+        for wrong in ["2 pt=20 rungs=1", "1 rungs=1", "1 pt=128 rungs=1", ""] {
+            assert_eq!(AicLine::parse(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_payload_type_is_free_in_the_whole_sdp() {
+        let text = "v=0\r\nm=audio 9 UDP/TLS/RTP/SAVPF 111 35\r\na=mid:0\r\nm=video 9 UDP/TLS/RTP/SAVPF 36\r\na=rtpmap:37 VP8/90000\r\n";
+        let sdp = Sdp::parse(text).unwrap();
+        assert_eq!(free_payload_type(&sdp, None), Some(38));
+        assert_eq!(free_payload_type(&sdp, Some(36)), Some(38));
+        assert_eq!(free_payload_type(&sdp, Some(20)), Some(20));
+    }
+}

@@ -1,0 +1,182 @@
+//! WHIP (RFC 9725): publishing with one POST, ICE by PATCH, the end by DELETE. Its bodies are SDP and name addresses, so they are
+//! read whole and shown to [`Sessions::whip`]; all else of request and answer passes as it does for any other.
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Either, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use hyper::header::{self, HeaderValue};
+use hyper::{Method, Request, Response};
+use std::sync::Arc;
+use tokio::time::timeout;
+
+use super::forward::{Client, Kind, check, exchange, permits, rewrite, strip_hop_by_hop};
+use super::http::{Body, Shared};
+use super::{Opening, WhipAnswer, WhipMessage};
+use crate::fault::{Fault, Side, What};
+
+/// Offers and answers of LiveKit's clients take up to 30 kB; the server itself reads 1 MiB.
+const MAX_BODY: usize = 256 << 10;
+
+/// What a request is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Route {
+    /// An offer.
+    Create,
+    /// A fragment for this session.
+    Patch(String),
+    /// The end of this session.
+    Delete(String),
+}
+
+impl Route {
+    /// By method and path, in any spelling that a lenient router might take for it: media must not get past the sidecar by that.
+    pub(super) fn of(method: &Method, path: &[Vec<u8>]) -> Option<Self> {
+        let parts: Vec<&[u8]> = path.iter().map(Vec::as_slice).collect();
+        let id = |id: &[u8]| String::from_utf8_lossy(id).into_owned();
+        match (method, parts.as_slice()) {
+            (&Method::POST, [b"whip", b"v1"]) => Some(Self::Create),
+            (&Method::PATCH, [b"whip", b"v1", resource]) => Some(Self::Patch(id(resource))),
+            (&Method::DELETE, [b"whip", b"v1", resource]) => Some(Self::Delete(id(resource))),
+            _ => None,
+        }
+    }
+}
+
+/// Sends a request upstream, its SDP rewritten, and brings the answer back, its SDP rewritten too. An error names the session.
+pub(super) async fn pass(
+    request: Request<Incoming>,
+    route: Route,
+    client: &Client,
+    shared: &Arc<Shared>,
+) -> Result<Response<Body>, (Fault, String)> {
+    let none = |fault| (fault, String::new());
+    check(&request, shared).map_err(none)?;
+    // A session takes a place as one over a WebSocket does, and keeps it until its media ends.
+    let (_handshake, place) = match route {
+        Route::Create => {
+            let (handshake, place) = permits(shared).map_err(none)?;
+            (Some(handshake), Some(place))
+        }
+        Route::Patch(_) | Route::Delete(_) => (None, None),
+    };
+    let (parts, incoming) = request.into_parts();
+    let reading = timeout(shared.limits.header_timeout, read(incoming));
+    let text = match reading.await {
+        Ok(text) => text.map_err(|unread| none(unread.fault(true)))?,
+        Err(_) => {
+            let fault = Fault::client(What::Timeout, "the SDP took too long to arrive");
+            return Err(none(fault));
+        }
+    };
+    let text_field = |name: &header::HeaderName| parts.headers.get(name)?.to_str().ok();
+    let restart = text_field(&header::IF_MATCH).is_some_and(|tag| tag.trim() == "*");
+    let opening = Opening {
+        path: "/whip/v1",
+        query: parts.uri.query().unwrap_or(""),
+        authorization: text_field(&header::AUTHORIZATION),
+        peer: client.peer,
+    };
+    let message = match &route {
+        Route::Create => WhipMessage::Offer(&text),
+        Route::Patch(resource) => WhipMessage::Fragment {
+            resource,
+            restart,
+            text: &text,
+        },
+        Route::Delete(resource) => WhipMessage::Delete { resource },
+    };
+    let whip = shared.sessions.whip(&opening, message).map_err(none)?;
+    let id = whip.exchange.id().to_owned();
+    let named = |fault| (fault, id.clone());
+
+    let mut request = Request::from_parts(parts, ());
+    rewrite(&mut request, Kind::Plain, None, client.peer, shared).map_err(named)?;
+    // An answer that is compressed could not be read.
+    request.headers_mut().remove(header::ACCEPT_ENCODING);
+    request.headers_mut().remove(header::EXPECT);
+    let body = whip.body.unwrap_or(text);
+    set_length(request.headers_mut(), body.len());
+    let request = request.map(|()| Either::Right(Full::new(Bytes::from(body))));
+    let mut response = exchange(request, shared, &client.kept)
+        .await
+        .map_err(named)?;
+    strip_hop_by_hop(response.headers_mut());
+    if !response.status().is_success() {
+        return Ok(response.map(Either::Left));
+    }
+    let (mut parts, incoming) = response.into_parts();
+    let reading = timeout(shared.limits.answer_timeout, read(incoming));
+    let answer = match reading.await {
+        Ok(text) => text.map_err(|unread| named(unread.fault(false)))?,
+        Err(_) => {
+            let detail = "the media server's answer took too long to arrive";
+            return Err(named(Fault::upstream(What::Timeout, detail)));
+        }
+    };
+    let location = parts
+        .headers
+        .get(header::LOCATION)
+        .and_then(|location| location.to_str().ok());
+    let edited = whip
+        .exchange
+        .answered(
+            WhipAnswer {
+                resource: location.and_then(|location| location.rsplit('/').next()),
+                body: &answer,
+            },
+            place,
+        )
+        .map_err(named)?;
+    if !answer.is_empty() {
+        set_length(&mut parts.headers, edited.len());
+    }
+    let body = Full::new(Bytes::from(edited));
+    Ok(Response::from_parts(parts, Either::Right(body)))
+}
+
+fn set_length(headers: &mut header::HeaderMap, length: usize) {
+    // Nothing needs none: DELETE, and 204 which may not have one.
+    headers.remove(header::CONTENT_LENGTH);
+    if length > 0 {
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    }
+}
+
+/// Why a body could not be read.
+enum Unread {
+    TooLong,
+    NotUtf8,
+    Lost(String),
+}
+
+impl Unread {
+    /// Of the client's request, or of the upstream's answer.
+    fn fault(self, client: bool) -> Fault {
+        let side = if client { Side::Client } else { Side::Upstream };
+        match self {
+            Self::TooLong => Fault::new(
+                side,
+                What::TooLarge,
+                format!("SDP of more than {MAX_BODY} bytes is not taken"),
+            ),
+            Self::NotUtf8 => Fault::new(side, What::NotUtf8, "the SDP is not UTF-8"),
+            Self::Lost(cause) => Fault::new(side, What::Lost, "the SDP broke off").because(cause),
+        }
+    }
+}
+
+/// All of a body.
+async fn read(body: Incoming) -> Result<String, Unread> {
+    let bytes = Limited::new(body, MAX_BODY)
+        .collect()
+        .await
+        .map_err(|error| {
+            if error.is::<LengthLimitError>() {
+                Unread::TooLong
+            } else {
+                Unread::Lost(error.to_string())
+            }
+        })?
+        .to_bytes();
+    String::from_utf8(bytes.into()).map_err(|_| Unread::NotUtf8)
+}
