@@ -16,7 +16,7 @@ FUZZ_SECONDS ?= 120
 # Each test of tests/livekit is a whole call with several processes: more at a time would measure the machine.
 export RUST_TEST_THREADS ?= 2
 
-.PHONY: help setup build test lint licences demo measure bench fuzz clean tools
+.PHONY: help setup models build test lint licences demo measure bench fuzz clean tools
 
 help: ## what the targets are
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
@@ -24,14 +24,19 @@ help: ## what the targets are
 tools:
 	@command -v cargo >/dev/null || { echo 'cargo is missing: install rustup (https://rustup.rs); rust-toolchain.toml picks the version' >&2; exit 1; }
 
-setup: ## LiveKit server, clients, speech and video for tests and demo, into the cache
+setup: ## LiveKit server, clients, speech, video and models for tests and demo, into the cache
 	@scripts/setup.sh all >/dev/null
+
+models: ## the bundles of the AIC codecs and ONNX Runtime, into the cache; prints where (docs/models.md)
+	@scripts/setup.sh models | grep -E '^AURALINK_(MODELS|ONNXRUNTIME)='
 
 build: tools ## the release binary
 	cargo build --release --locked
 	@echo $(AURALINK)
 
-test: setup lint ## everything that has to hold: format, lints, licences, tests against the real server
+test: setup lint ## everything that has to hold: format, lints, licences, converted models, tests against the real server
+	scripts/models/make.sh --test
+	"$(PYTHON)" -B scripts/test_transit.py
 	cargo test --workspace --locked --no-fail-fast
 
 lint: tools licences ## rustfmt, clippy with warnings denied, licences
@@ -41,7 +46,7 @@ lint: tools licences ## rustfmt, clippy with warnings denied, licences
 licences: tools ## licences, sources and yanked versions of the dependencies (deny.toml)
 	@python=$(PYTHON); "$${python:-python3.11}" scripts/licences.py
 
-demo: setup build ## two clients talk through AuraLink, off and lean; BROWSER=1: in Chromium
+demo: setup build ## two clients talk through AuraLink: off, lean, neural; BROWSER=1: in Chromium
 	@"$(PYTHON)" scripts/demo.py --auralink $(AURALINK) $(if $(BROWSER),--browser)
 
 measure: setup build ## join time, latency, CPU, memory, participants: the figures of docs/benchmarks.md; ONLY=join,latency,...

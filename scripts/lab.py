@@ -1,4 +1,4 @@
-"""What demo.py and measure.py share: a stock LiveKit server with AuraLink in front, on free loopback ports, and the stock clients.
+"""What demo.py and measure.py share: a stock LiveKit server with one or two AuraLinks in front, on free loopback ports, and stock clients.
 
 The programs come from scripts/setup.sh, whose paths are in ${XDG_CACHE_HOME:-~/.cache}/auralink/env, and from `cargo build`.
 Everything that a `Lab` starts is ended by its own process handle when the `with` block is left. Logs stay in its folder.
@@ -129,11 +129,12 @@ class Lab:
     """LiveKit and AuraLink, running.
 
     `direct` and `sidecar` are the ws:// addresses to join at; `media_ports` are AuraLink's UDP ports towards clients. Rooms called
-    `MODE-...` have that mode, for each of `modes`; every other room is off.
+    `MODE-...` have that mode, for each of `modes`; every other room is off. With `hop` there is a second AuraLink, `edge`, whose
+    upstream is the first: `edge_url` and `edge_ports` are for its clients, and both have the codec engine.
     """
 
-    def __init__(self, folder: Path, auralink: Path, modes: dict[str, str], workers: int = 1) -> None:
-        self.folder, self.auralink, self.modes, self.workers = folder, auralink, modes, workers
+    def __init__(self, folder: Path, auralink: Path, modes: dict[str, str], workers: int = 1, hop: bool = False) -> None:
+        self.folder, self.auralink, self.modes, self.workers, self.hop = folder, auralink, modes, workers, hop
         self.env = environment()
         self.processes: list[Process] = []
 
@@ -157,14 +158,15 @@ class Lab:
         """A path from scripts/setup.sh."""
         path = self.env.get(key)
         if not path or not os.path.exists(path):
-            raise Failed(f"{key} is not set up{f' ({path} is missing)' if path else ''}: run scripts/setup.sh all")
+            how = "make models" if key in ("AURALINK_MODELS", "AURALINK_ONNXRUNTIME") else "scripts/setup.sh all"
+            raise Failed(f"{key} is not set up{f' ({path} is missing)' if path else ''}: run {how}")
         return path
 
     def _start(self) -> None:
         if not self.auralink.exists():
             raise Failed(f"{self.auralink} is missing: run make build (or give --auralink PATH)")
         server = self.tool("AURALINK_LIVEKIT_SERVER")
-        port = free_ports(6 + self.workers)
+        port = free_ports(6 + self.workers + (2 + self.workers if self.hop else 0))
         http, tcp, udp, listen, admin, side_tcp = range(port, port + 6)
         side_udp = port + 6
         config = (ROOT / "livekit" / "livekit.yaml").read_text()
@@ -175,22 +177,39 @@ class Lab:
             config = config.replace(old, f"{key}: {new}")
         livekit_yaml = self.folder / "livekit.yaml"
         livekit_yaml.write_text(config)
-        rules = "".join(f'  - match: "{name}-*"\n    {settings}\n' for name, settings in self.modes.items())
-        sidecar_yaml = self.folder / "auralink.yaml"
-        sidecar_yaml.write_text(
-            f"listen: 127.0.0.1:{listen}\nupstream: http://127.0.0.1:{http}\n"
-            f"media: {{ ip: 127.0.0.1, udp_port: {side_udp}, tcp_port: {side_tcp}, workers: {self.workers} }}\n"
-            f"admin: {{ listen: 127.0.0.1:{admin} }}\n"
-            f"limits: {{ handshakes: 1024 }}\nrooms:\n{rules}"
-        )
         self.livekit = self.spawn("livekit-server", [server, "--config", str(livekit_yaml)])
         self._await_http(self.livekit, http)
-        self.side = self.spawn("auralink", [str(self.auralink), "--config", str(sidecar_yaml)])
-        # AuraLink passes "/" on, so an answer means that both are there.
-        self._await_http(self.side, listen)
+        self.side = self._sidecar("origin" if self.hop else "auralink", http, listen, admin, side_udp, side_tcp)
+        self.servers = [self.livekit, self.side]
         self.direct, self.sidecar = f"ws://127.0.0.1:{http}", f"ws://127.0.0.1:{listen}"
         self.livekit_udp = udp
         self.media_ports = list(range(side_udp, side_udp + self.workers))
+        self.admin = f"http://127.0.0.1:{admin}"
+        if self.hop:
+            edge_listen, edge_admin, edge_udp = range(side_udp + self.workers, side_udp + self.workers + 3)
+            self.edge = self._sidecar("edge", listen, edge_listen, edge_admin, edge_udp, None)
+            self.servers.append(self.edge)
+            self.edge_url, self.edge_admin = f"ws://127.0.0.1:{edge_listen}", f"http://127.0.0.1:{edge_admin}"
+            self.edge_ports = list(range(edge_udp, edge_udp + self.workers))
+
+    def _sidecar(self, name: str, upstream: int, listen: int, admin: int, udp: int, tcp: int | None) -> Process:
+        """An AuraLink on these loopback ports, once it answers."""
+        rules = "".join(f'  - match: "{mode}-*"\n    {settings}\n' for mode, settings in self.modes.items())
+        tcp_port = f"tcp_port: {tcp}, " if tcp else ""
+        engine = ""
+        if self.hop:
+            engine = f"engine: {{ models: {self.tool('AURALINK_MODELS')}, runtime: {self.tool('AURALINK_ONNXRUNTIME')} }}\n"
+        path = self.folder / f"{name}.yaml"
+        path.write_text(
+            f"listen: 127.0.0.1:{listen}\nupstream: http://127.0.0.1:{upstream}\n"
+            f"media: {{ ip: 127.0.0.1, udp_port: {udp}, {tcp_port}workers: {self.workers} }}\n"
+            f"admin: {{ listen: 127.0.0.1:{admin} }}\n{engine}"
+            f"limits: {{ handshakes: 1024 }}\nrooms:\n{rules}"
+        )
+        process = self.spawn(name, [str(self.auralink), "--config", str(path)])
+        # AuraLink passes "/" on, so an answer means that what is behind it is there too.
+        self._await_http(process, listen)
+        return process
 
     def _await_http(self, process: Process, port: int) -> None:
         deadline = time.monotonic() + 20
@@ -207,8 +226,8 @@ class Lab:
         raise Failed(f"{process.name} does not answer on 127.0.0.1:{port}; the end of its output:\n{tail(process.log)}\n{tail(process.out)}")
 
     def check(self) -> None:
-        """Raises if one of the two servers has ended."""
-        for process in (self.livekit, self.side):
+        """Raises if LiveKit or an AuraLink has ended."""
+        for process in self.servers:
             if process.child.poll() is not None:
                 raise Failed(f"{process.name} ended with {process.child.returncode}; the end of {process.log}:\n{tail(process.log)}")
 
@@ -227,11 +246,27 @@ class Lab:
     def go_client(self, name: str, *args: str) -> Process:
         return self.spawn(name, [self.tool("AURALINK_GO_CLIENT"), *args])
 
-    def wire(self, name: str, seconds: float) -> Process:
-        """Starts counting what crosses AuraLink's UDP ports towards clients; `report` returns wire.py's object."""
-        ports = [x for port in self.media_ports for x in ("--port", str(port))]
-        command = [self.tool("AURALINK_PYTHON"), str(CLIENTS / "python" / "wire.py"), "--seconds", str(seconds), *ports]
-        return self.spawn(name, command)
+    def wire(self, name: str, seconds: float, ports: list[int] | None = None) -> Process:
+        """Starts counting what crosses these UDP ports, AuraLink's towards clients by default; `report` returns wire.py's object."""
+        command = [self.tool("AURALINK_PYTHON"), str(CLIENTS / "python" / "wire.py"), "--seconds", str(seconds)]
+        return self.spawn(name, [*command, *port_options(ports or self.media_ports)])
+
+    def rtp(self, name: str, seconds: float, ports: list[int]) -> tuple[Process, Path]:
+        """Starts writing down the RTP packets of these UDP ports; the file is there when the process has reported."""
+        path = self.folder / f"{name}.txt"
+        command = [self.tool("AURALINK_PYTHON"), str(CLIENTS / "python" / "rtp.py"), "--seconds", str(seconds)]
+        return self.spawn(name, [*command, *port_options(ports), str(path)]), path
+
+    @staticmethod
+    def status(admin: str) -> dict:
+        """/status.json of an AuraLink."""
+        with urllib.request.urlopen(f"{admin}/status.json", timeout=5) as answer:
+            return json.load(answer)
+
+
+def port_options(ports: list[int]) -> list[str]:
+    """`--port P` for each."""
+    return [x for port in ports for x in ("--port", str(port))]
 
 
 def socket_drops(ports: list[int]) -> int:

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Builds and fetches what the tests and the demo need beside cargo: the stock LiveKit server, the stock clients, speech, video.
+# Builds and fetches what the tests and the demo need beside cargo: the stock LiveKit server, the stock clients, speech, video, models.
 # Everything lands outside the tree in ${XDG_CACHE_HOME:-$HOME/.cache}/auralink; a second run does nothing and takes no time.
 #
-#   scripts/setup.sh [server|clients|speech|video|all]   default: all
+#   scripts/setup.sh [server|clients|speech|video|models|all]   default: all; models is scripts/models/make.sh
 #   scripts/setup.sh --env                         prints KEY=VALUE lines of what is there (also kept in the cache's file "env")
 set -euo pipefail
 
@@ -175,6 +175,10 @@ video() {
   touch "$dir/complete"
 }
 
+models() {
+  "$root/scripts/models/make.sh" >/dev/null
+}
+
 # environment: KEY=VALUE lines of what exists.
 environment() {
   put() { if [ -e "$2" ]; then printf '%s=%s\n' "$1" "$2"; fi; }
@@ -189,6 +193,7 @@ environment() {
   put AURALINK_FFMPEG "$(command -v ffmpeg || true)"
   put AURALINK_SPEECH "$(speech_dir)"
   put AURALINK_VIDEO "$(video_dir)"
+  "$root/scripts/models/make.sh" --env
 }
 
 if [ "${1:-all}" = --env ]; then
@@ -206,14 +211,16 @@ case "${1:-all}" in
   clients) clients ;;
   speech) speech ;;
   video) video ;;
+  models) models ;;
   all)
     check_tools
     server
     clients
     speech
     video
+    models
     ;;
-  *) die "unknown argument $1; use server, clients, speech, video, all or --env" ;;
+  *) die "unknown argument $1; use server, clients, speech, video, models, all or --env" ;;
 esac
 environment >"$cache/env.new"
 mv "$cache/env.new" "$cache/env"

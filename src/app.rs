@@ -51,12 +51,21 @@ struct Inner {
     /// Legs that are up, until the first peer connection has both.
     legs_up: Vec<(Target, Side)>,
     joined: bool,
+    /// The participant's own speech is coded.
+    coded: bool,
+    /// And the room was told so.
+    disclosed: bool,
     sockets: Bound,
     /// A WHIP session, which has no signalling connection, holds its place among the sessions by it.
     whip: Option<tokio::sync::OwnedSemaphorePermit>,
 }
 
 impl Cell {
+    /// The participant's identity: for the audit log alone.
+    pub(crate) fn identity(&self) -> &str {
+        &self.claims.identity
+    }
+
     /// The room's name.
     pub(crate) fn room(&self) -> &str {
         &self.claims.room
@@ -73,6 +82,10 @@ impl Cell {
         (facts.sdk, facts.sdk_version.clone(), inner.signalling_open)
     }
 }
+
+/// The participant attribute by which `disclose: true` tells the room that a participant's speech is
+/// coded; its value is the rung that policy wants.
+const DISCLOSED: &str = "auralink.aic";
 
 /// Sessions opened since the start, by mode.
 #[derive(Debug, Default)]
@@ -176,6 +189,7 @@ impl App {
             client_candidates: self.media.client_candidates(worker),
             ufrag_prefix: media::ufrag_prefix(worker),
             rungs: self.media.rungs(),
+            models: self.media.models(),
         });
         Arc::new(Cell {
             id,
@@ -195,6 +209,8 @@ impl App {
                 gone: false,
                 legs_up: Vec::new(),
                 joined: false,
+                coded: false,
+                disclosed: false,
                 sockets: [Vec::new(), Vec::new()],
                 whip: None,
             }),
@@ -227,6 +243,10 @@ impl App {
             let at = usize::from(description.target == Target::Subscriber);
             let sockets = std::mem::take(&mut inner.sockets[at]);
             inner.open_pcs += u32::from(!sockets.is_empty());
+            inner.coded |= description
+                .up
+                .iter()
+                .any(|rule| rule.pack.is_some() || rule.restore.is_some());
             self.media
                 .describe(cell.worker, cell.id, description, sockets);
         }
@@ -311,11 +331,8 @@ impl App {
     fn enter(&self, cell: &Arc<Cell>) {
         let known = self.registry().all.insert(cell.id, cell.clone());
         if known.is_none() {
-            match cell.policy.mode {
-                Mode::Off => &self.opens.off,
-                Mode::Lean => &self.opens.lean,
-            }
-            .fetch_add(1, Ordering::Relaxed);
+            let opens = self.opens.of(cell.policy.mode);
+            opens.fetch_add(1, Ordering::Relaxed);
         }
         tracing::info!(
             session = cell.id,
@@ -548,24 +565,7 @@ impl SignalSession for Signal {
             inner.accepted = true;
             self.app.tell_media(&self.cell, &mut inner);
         }
-        let known = self
-            .app
-            .registry()
-            .all
-            .insert(self.cell.id, self.cell.clone());
-        if known.is_none() {
-            let opens = self.app.opens.of(self.cell.policy.mode);
-            opens.fetch_add(1, Ordering::Relaxed);
-        }
-        tracing::info!(
-            session = self.cell.id,
-            room = %self.cell.room(),
-            identity = %self.cell.identity_hash,
-            mode = %self.cell.policy.mode,
-            generation = self.cell.policy.generation,
-            resumed = known.is_some(),
-            "session"
-        );
+        self.app.enter(&self.cell);
     }
 
     fn refused(&mut self, status: u16) {
@@ -600,6 +600,28 @@ impl SignalSession for Signal {
             .map_err(|error| fault(&error, false))?;
         self.note_sid();
         Ok(verdict)
+    }
+
+    fn extra_frame(&mut self) -> Option<Verdict> {
+        let cell = &self.cell;
+        let mut inner = cell.lock();
+        if !cell.policy.disclose || !inner.coded || inner.disclosed {
+            return None;
+        }
+        inner.disclosed = true;
+        if !cell.claims.can_update_own_metadata {
+            tracing::warn!(
+                session = cell.id,
+                "disclose: the token lacks canUpdateOwnMetadata, so the room cannot be told that this participant's speech is coded"
+            );
+            return None;
+        }
+        let attributes = [(DISCLOSED, &*cell.policy.rung().to_string())];
+        Some(if inner.session.facts().json {
+            Verdict::Text(proto::update_attributes_json(&attributes))
+        } else {
+            Verdict::Binary(proto::update_attributes(&attributes))
+        })
     }
 
     fn leave_frame(&mut self) -> Option<Verdict> {

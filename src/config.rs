@@ -55,6 +55,8 @@ pub struct Settings {
     pub metrics: Metrics,
     /// `engine`: the codecs of the hop between two AuraLinks.
     pub engine: Engine,
+    /// `audit.log`: who was processed by which models, as JSON lines; none: not written.
+    pub audit: Option<PathBuf>,
     /// `defaults` and `rooms`, with the generation of this configuration.
     pub rules: Rules,
 }
@@ -240,6 +242,7 @@ impl Default for Settings {
                 runtime: None,
                 local_bitrate: 64_000,
             },
+            audit: None,
             rules: Rules::default().with_generation(1),
         }
     }
@@ -371,6 +374,7 @@ impl Settings {
             log,
             metrics: _,
             engine,
+            audit,
             rules: _,
         } = self;
         let Media {
@@ -407,6 +411,7 @@ impl Settings {
             ("media.tcp_port", *tcp_port == new.media.tcp_port),
             ("media.workers", *workers == new.media.workers),
             ("engine", *engine == new.engine),
+            ("audit.log", *audit == new.audit),
             ("admin.listen", *admin_listen == new.admin.listen),
             (
                 "limits.max_header_bytes",

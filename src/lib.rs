@@ -4,6 +4,7 @@
 
 pub mod admin;
 mod app;
+mod audit;
 pub mod config;
 pub mod fault;
 pub mod logging;
@@ -13,6 +14,7 @@ pub mod signal;
 
 use crate::admin::{Admin, Rooms};
 use crate::app::{App, Door};
+use crate::audit::Audit;
 use crate::config::{Live, Settings};
 use crate::fault::{Fault, What};
 use crate::media::{Media, MediaConfig};
@@ -70,6 +72,13 @@ pub async fn run(settings: Settings, path: &Path) -> Result<(), Fault> {
     tokio::spawn(app.clone().follow(events_from_media));
     tokio::spawn(media.clone().accept_tcp());
     tokio::spawn(live.clone().watch());
+    if let Some(path) = &settings.audit {
+        let audit = Audit::open(path).map_err(|error| {
+            let what = format!("audit.log: cannot open {}: {error}", path.display());
+            Fault::internal(What::Config, what)
+        })?;
+        tokio::spawn(audit.follow(app.clone(), media.clone(), engine.clone()));
+    }
     tokio::spawn(watch_models(engine.clone()));
     let mut generations = live.subscribe();
     let reloaded = app.clone();

@@ -1,8 +1,12 @@
-//! SDP: reading never fails badly, rewriting gives SDP again, and rewriting that changes nothing.
+//! SDP and its fragments: reading never fails badly, rewriting gives SDP again, and rewriting that changes nothing.
 #![no_main]
 
 use auralink_proto::description::{Creds, HostCandidate};
-use auralink_proto::sdp::{Edit, MediaSteer, Sdp, free_extmap_ids, rewrite};
+use auralink_proto::ladder::Rungs;
+use auralink_proto::sdp::{
+    AicLine, Edit, FragmentEdit, MediaSteer, Sdp, fragment_creds, free_extmap_ids,
+    free_payload_type, rewrite, rewrite_fragment,
+};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &str| {
@@ -20,6 +24,21 @@ fuzz_target!(|text: &str| {
         ufrag: "00ours".to_owned(),
         pwd: "ourpasswordourpasswordour".to_owned(),
     };
+    let fragment = FragmentEdit {
+        creds: Some(creds.clone()),
+        candidates: candidates.clone(),
+        ice_lite: true,
+    };
+    if let Ok(once) = rewrite_fragment(text, &fragment) {
+        let named = fragment_creds(&once);
+        assert!(
+            named.is_none() || named.as_ref() == Some(&creds),
+            "{once:?}"
+        );
+        if let Ok(twice) = rewrite_fragment(&once, &fragment) {
+            assert_eq!(twice, once);
+        }
+    }
     let Ok(sdp) = Sdp::parse(text) else {
         return;
     };
@@ -40,7 +59,14 @@ fuzz_target!(|text: &str| {
                     .map(|mid| (mid.clone(), *id, "urn:auralink:x".to_owned()))
             })
             .collect(),
-        aic: Vec::new(),
+        aic: free_payload_type(&sdp, None)
+            .into_iter()
+            .flat_map(|pt| {
+                let rungs = Rungs::default();
+                mids.iter()
+                    .map(move |mid| (mid.clone(), AicLine { pt, rungs }))
+            })
+            .collect(),
         strip_extmap_uri: Some("urn:auralink:x"),
         media: mids
             .iter()

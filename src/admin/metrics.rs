@@ -150,6 +150,8 @@ table! {
         "Groups of audio packets handed to the codecs, by what became of them; late ones are among encoded and decoded.";
     ENGINE_OPENED = Kind::Counter, "auralink_engine_breaker_opened_total", [("rung", "L1 to L6, all")],
         "Times a circuit breaker opened because codecs failed or were late.";
+    AUDIT_FAILED = Kind::Counter, "auralink_audit_failed_total", [],
+        "Lines of the audit log that could not be written.";
     ENGINE_RESTARTS = Kind::Counter, "auralink_engine_restarts_total", [],
         "Codec threads started again after a panic or a hang.";
 

@@ -1,7 +1,7 @@
 //! The keys: which there are, what each may hold, and what they must not hold together.
 
 use super::values::{
-    address, bitrate, bytes, choice, duration, glob, ip, level, number, packet, path, rung, upstream,
+    address, bitrate, bytes, choice, duration, flag, glob, ip, level, number, packet, path, rung, upstream,
 };
 use super::yaml::{self, Findings, Section};
 use super::{Admin, Engine, Limits, Loaded, Log, LogFormat, MAX_QUERY, MAX_WORKERS, Media, Metrics};
@@ -12,6 +12,7 @@ use auralink_proto::policy::{
 #[cfg(test)]
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// More addresses than a host has that is worth advertising.
@@ -69,6 +70,7 @@ fn read(text: &str) -> Result<(Settings, Findings), Problem> {
         log: log(top.section("log"), base.log),
         metrics: metrics(top.section("metrics"), &base.metrics),
         engine: engine(top.section("engine"), base.engine),
+        audit: audit(top.section("audit")),
         rules: rules(&top),
     };
     top.done();
@@ -219,6 +221,12 @@ fn engine(section: Section<'_>, base: Engine) -> Engine {
     engine
 }
 
+fn audit(section: Section<'_>) -> Option<PathBuf> {
+    let log = section.optional("log", path);
+    section.done();
+    log
+}
+
 fn rules(top: &Section<'_>) -> Rules {
     let section = top.section("defaults");
     let defaults = policy(&section, Policy::default());
@@ -261,6 +269,7 @@ fn policy(section: &Section<'_>, base: Policy) -> Policy {
     ];
     let mode = section.or("mode", choice(modes, &["auto"]), base.mode);
     let rung = section.optional("rung", rung).or(base.rung);
+    let disclose = section.or("disclose", flag, base.disclose);
 
     let (audio_there, audio) = section.optional_section("audio");
     let reds = &[
@@ -317,6 +326,7 @@ fn policy(section: &Section<'_>, base: Policy) -> Policy {
         mode,
         audio: audio_policy,
         rung,
+        disclose,
         video,
         generation: base.generation,
     }

@@ -64,6 +64,7 @@ fn show_policy(out: &mut String, policy: &Policy) {
         mode,
         audio,
         rung: _,
+        disclose,
         video,
         generation: _,
     } = policy;
@@ -76,6 +77,7 @@ fn show_policy(out: &mut String, policy: &Policy) {
         audio.red.name()
     );
     let _ = writeln!(out, "rung: {}", policy.rung());
+    let _ = writeln!(out, "disclose: {disclose}");
     let Some(video) = video else {
         let _ = writeln!(out, "# no video: left alone");
         return;

@@ -183,6 +183,14 @@ pub(super) fn packet(node: &Node) -> Parsed<u16> {
     choice(&[("20ms", 20), ("40ms", 40), ("60ms", 60)], &[])(node)
 }
 
+/// `true` or `false`.
+pub(super) fn flag(node: &Node) -> Parsed<bool> {
+    match node.kind {
+        Kind::Bool(value) => Ok(value),
+        _ => Err(format!("{} is neither true nor false", node.shown())),
+    }
+}
+
 /// A rung of the ladder.
 pub(super) fn rung(node: &Node) -> Parsed<Rung> {
     let what = "a rung from L1 to L6";

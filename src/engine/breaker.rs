@@ -62,7 +62,7 @@ impl Breaker {
         Self {
             settings,
             state: State::Closed { since: now },
-            failed: VecDeque::with_capacity(settings.failures),
+            failed: VecDeque::new(),
             open_for: settings.open,
             opened: 0,
         }
@@ -154,7 +154,7 @@ impl Breakers {
     #[must_use]
     pub fn new(settings: Settings, now: Instant) -> Self {
         let engine = Settings {
-            failures: settings.failures * 4,
+            failures: settings.failures.saturating_mul(4),
             ..settings
         };
         Self {

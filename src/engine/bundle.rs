@@ -132,6 +132,8 @@ pub struct Entry {
 /// What the models are for.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
+// There are two of them in a process.
+#[allow(clippy::large_enum_variant)]
 pub enum Kind {
     /// A speech codec: encoder, quantizer, decoder.
     Codec {

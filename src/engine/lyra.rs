@@ -423,4 +423,30 @@ mod tests {
             assert_eq!(task.pcm.len(), if good { FRAME } else { 0 });
         }
     }
+
+    #[test]
+    fn a_result_that_is_no_number_fails_once_and_poisons_nothing() {
+        let mut codec = lyra();
+        let pcm = speech("talker-a", 2);
+        let (mut sick, mut well) = (codec.encoder().unwrap(), codec.encoder().unwrap());
+        let broken = [f32::NAN; FRAME];
+        let mut batch = [
+            EncodeTask::new(&mut sick, Rung::L2, &broken),
+            EncodeTask::new(&mut well, Rung::L2, &pcm[..FRAME]),
+        ];
+        codec.encode(&mut batch);
+        let [first, second] = batch;
+        assert!(matches!(first.done, Err(CodecError::Failed(_))) && first.payload.is_empty());
+        assert_eq!((second.done, second.payload.len()), (Ok(()), 15));
+        // From the beginning again, as a new stream.
+        let mut fresh = codec.encoder().unwrap();
+        let frame = &pcm[20 * FRAME..21 * FRAME];
+        let mut batch = [
+            EncodeTask::new(&mut sick, Rung::L2, frame),
+            EncodeTask::new(&mut fresh, Rung::L2, frame),
+        ];
+        codec.encode(&mut batch);
+        assert_eq!(batch[0].done, Ok(()));
+        assert_eq!(batch[0].payload, batch[1].payload);
+    }
 }

@@ -7,6 +7,8 @@ use opusic_c::{Application, Bandwidth, Bitrate, Channels, Encoder, ErrorCode, Sa
 
 use crate::codec::{Codec, CodecError, DecodeTask, EncodeTask, FRAME, SAMPLE_RATE};
 
+/// Samples by which libopus delays sound at 16 kHz: 2.5 ms of look-ahead and 4 ms of its own compensation.
+pub const DELAY: usize = 104;
 /// The longest packet that Opus knows: 120 ms.
 const LONGEST: usize = FRAME * 6;
 /// Larger than any packet of 60 ms that our settings give.
@@ -309,6 +311,30 @@ mod tests {
             assert!(snr > before && snr > 3.0, "{rung}: {snr} dB after {before}");
             before = snr;
         }
+    }
+
+    #[test]
+    fn the_delay_is_what_is_said() {
+        assert_eq!(
+            SpeechEncoder::new(12_000, 10)
+                .unwrap()
+                .inner
+                .get_look_ahead()
+                .unwrap() as usize,
+            DELAY
+        );
+        let pcm = speech("talker-a", 10);
+        let (heard, _) = through(Rung::L6, Enhancement::Lace, 2, &pcm);
+        let product = |delay: usize| {
+            pcm.iter()
+                .zip(&heard[delay..])
+                .map(|(a, b)| f64::from(a * b))
+                .sum::<f64>()
+        };
+        let best = (0..400)
+            .max_by(|a, b| product(*a).total_cmp(&product(*b)))
+            .unwrap();
+        assert!(best.abs_diff(DELAY) <= 8, "{best} samples");
     }
 
     #[test]

@@ -14,8 +14,6 @@ use crate::opus::{Decoder, Enhancement, Opus, SpeechEncoder};
 const LONGEST: usize = 3 * FRAME;
 /// Lost originals that are worth concealing to keep the decoder's state near the sender's.
 const CONCEALED: u16 = 3;
-/// Samples by which libopus delays sound at 16 kHz: 2.5 ms of look-ahead and 4 ms of its own compensation.
-const OPUS_DELAY: usize = 104;
 /// Louder than this is taken for somebody speaking where no detector is at hand, dBFS.
 const LOUD: f32 = -50.0;
 
@@ -39,7 +37,7 @@ impl Family {
     const fn delay(self) -> usize {
         match self {
             Self::Neural => 0,
-            Self::Opus => OPUS_DELAY,
+            Self::Opus => crate::opus::DELAY,
         }
     }
 }

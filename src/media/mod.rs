@@ -269,6 +269,14 @@ impl Media {
         self.engine.decodable()
     }
 
+    /// Models of the neural rungs, as signalling names them: the first 32 bits of the bundle's SHA-256.
+    #[must_use]
+    pub fn models(&self) -> Option<u32> {
+        let bundles = self.engine.status().bundles;
+        let (_, sha256) = bundles.iter().find(|(name, _)| name == "lyra2")?;
+        u32::from_str_radix(sha256.get(..8)?, 16).ok()
+    }
+
     /// The worker with the fewest peer connections.
     #[must_use]
     pub fn least_loaded(&self) -> usize {

@@ -106,7 +106,7 @@ impl RatioPredictor {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     #![allow(clippy::unwrap_used, clippy::panic)]
     use super::*;
 
@@ -147,7 +147,7 @@ mod tests {
 
     /// The rows of the table in docs/protocol.md whose heading begins with `first`, as cells without
     /// their back quotes.
-    fn vectors(first: &str) -> Vec<Vec<String>> {
+    pub(crate) fn vectors(first: &str) -> Vec<Vec<String>> {
         let text = include_str!("../../docs/protocol.md");
         let rows: Vec<Vec<String>> = text
             .lines()
@@ -163,7 +163,7 @@ mod tests {
         rows
     }
 
-    fn bytes(hex: &str) -> Vec<u8> {
+    pub(crate) fn bytes(hex: &str) -> Vec<u8> {
         hex.split(' ')
             .map(|byte| u8::from_str_radix(byte, 16).unwrap())
             .collect()

@@ -143,6 +143,8 @@ struct Stream {
     packer: Option<Packer>,
     /// What the rule wants.
     wanted: Rung,
+    /// What signalling says that the receiver decodes.
+    negotiated: Rungs,
     restorer: Option<Restorer>,
     /// The peer's last report.
     reported: Option<Report>,
@@ -210,10 +212,10 @@ impl Coding {
                 continue;
             };
             stream.wanted = rule.pack.map_or(Rung::NATIVE, |pack| pack.rung);
-            if let (Some(packer), Some(pack), None) =
-                (&mut stream.packer, rule.pack, &stream.reported)
-            {
-                packer.set_peer_rungs(pack.rungs);
+            if let (Some(packer), Some(pack)) = (&mut stream.packer, rule.pack) {
+                stream.negotiated = pack.rungs;
+                let reported = stream.reported.map_or(Rungs::ALL, |report| report.rungs);
+                packer.set_peer_rungs(reported.and(pack.rungs));
             }
         }
         self.set_engine(now, self.engine);
@@ -265,6 +267,7 @@ impl Coding {
             let mut packer = packer(rule, pack, opus_pt, header.sequence);
             packer.set_rung(self.engine.at_least(pack.rung));
             stream.wanted = pack.rung;
+            stream.negotiated = pack.rungs;
             stream.packer = Some(packer);
         }
         let Some(packer) = &mut stream.packer else {
@@ -288,6 +291,7 @@ impl Coding {
         self.streams.push(Stream {
             packer: None,
             wanted: Rung::NATIVE,
+            negotiated: Rungs::NONE,
             restorer: None,
             reported: None,
         });
@@ -356,6 +360,8 @@ impl Coding {
                 && let Some(packer) = &mut stream.packer
             {
                 packer.report(now.instant, &report);
+                // What was negotiated is the most there can be.
+                packer.set_peer_rungs(report.rungs.and(stream.negotiated));
                 stream.reported = Some(report);
             }
         });

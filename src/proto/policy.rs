@@ -151,6 +151,8 @@ pub struct Policy {
     pub audio: AudioPolicy,
     /// Where it isn't the mode's own ([`Mode::rung`]): the rung of speech between two AuraLinks.
     pub rung: Option<Rung>,
+    /// The room is told, by a participant attribute, whose speech is coded.
+    pub disclose: bool,
     /// Video; none: left alone.
     pub video: Option<VideoPolicy>,
     /// Of the configuration it came from: 1 for the one the process started with, one more for

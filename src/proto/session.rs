@@ -53,6 +53,8 @@ pub struct SessionConfig {
     pub ufrag_prefix: String,
     /// Rungs that our engine decodes.
     pub rungs: Rungs,
+    /// Its models ([`AicLine::models`]).
+    pub models: Option<u32>,
 }
 
 #[derive(Debug, Clone)]
@@ -205,12 +207,15 @@ impl Session {
 
     fn describe(&self, target: Target, pc: &Pc) -> PcDescription {
         let policy = &self.config.policy;
+        let models = self.config.models;
         let from_client = Hop {
             policy,
+            models,
             told: &pc.client_told,
         };
         let from_server = Hop {
             policy,
+            models,
             told: &pc.server_told,
         };
         let mut up = if target == Target::Publisher {
@@ -314,7 +319,7 @@ impl Session {
         let sdp = Sdp::parse(text).map_err(|error| error.to_string())?;
         let fresh = self.creds(env, "");
         let on = self.config.policy.mode != Mode::Off;
-        let rungs = self.config.rungs;
+        let ours = (self.config.rungs, self.config.models);
         let fingerprint = self.config.fingerprint.clone();
         let pc = self.pc(env, target)?;
         if let Some(creds) = sdp.creds() {
@@ -339,8 +344,8 @@ impl Session {
         };
         pc.server_told = match (on, is_offer) {
             (false, _) => Vec::new(),
-            (true, true) => offered_aic(&sdp, &pc.server_told, rungs),
-            (true, false) => answered_aic(&pc.from_server, rungs),
+            (true, true) => offered_aic(&sdp, &pc.server_told, ours),
+            (true, false) => answered_aic(&pc.from_server, ours),
         };
         pc.server.aic_pts = aic_pts(&pc.server_told, &pc.from_server);
         pc.client.aic_pts = aic_pts(&pc.client_told, &pc.from_client);
@@ -406,10 +411,11 @@ impl Session {
             (true, true) => aic_extmaps(&sdp),
             (true, false) => answered_extmaps(&pc.from_client),
         };
+        let ours = (config.rungs, config.models);
         pc.client_told = match (on, is_offer) {
             (false, _) => Vec::new(),
-            (true, true) => offered_aic(&sdp, &pc.client_told, config.rungs),
-            (true, false) => answered_aic(&pc.from_client, config.rungs),
+            (true, true) => offered_aic(&sdp, &pc.client_told, ours),
+            (true, false) => answered_aic(&pc.from_client, ours),
         };
         pc.client.aic_pts = aic_pts(&pc.client_told, &pc.from_client);
         pc.server.aic_pts = aic_pts(&pc.server_told, &pc.from_server);
@@ -489,7 +495,11 @@ fn answered_extmaps(offered: &[Media]) -> Vec<(String, u16, String)> {
 }
 
 /// `a=aic` for the audio sections of an offer, under the payload type that the last one had.
-fn offered_aic(sdp: &Sdp<'_>, told: &[(String, AicLine)], rungs: Rungs) -> Vec<(String, AicLine)> {
+fn offered_aic(
+    sdp: &Sdp<'_>,
+    told: &[(String, AicLine)],
+    (rungs, models): (Rungs, Option<u32>),
+) -> Vec<(String, AicLine)> {
     let wanted = told.first().map(|(_, line)| line.pt);
     let Some(pt) = free_payload_type(sdp, wanted) else {
         return Vec::new();
@@ -497,18 +507,24 @@ fn offered_aic(sdp: &Sdp<'_>, told: &[(String, AicLine)], rungs: Rungs) -> Vec<(
     sdp.media()
         .iter()
         .filter(|media| !media.rejected && media.kind == MediaKind::Audio)
-        .map(|media| (media.mid.clone(), AicLine { pt, rungs }))
+        .map(|media| {
+            let line = AicLine { pt, rungs, models };
+            (media.mid.clone(), line)
+        })
         .collect()
 }
 
 /// `a=aic` where the offer has it, under the offerer's own payload type.
-fn answered_aic(offered: &[Media], rungs: Rungs) -> Vec<(String, AicLine)> {
+fn answered_aic(
+    offered: &[Media],
+    (rungs, models): (Rungs, Option<u32>),
+) -> Vec<(String, AicLine)> {
     offered
         .iter()
         .filter(|media| !media.rejected)
         .filter_map(|media| {
             let pt = media.aic?.pt;
-            Some((media.mid.clone(), AicLine { pt, rungs }))
+            Some((media.mid.clone(), AicLine { pt, rungs, models }))
         })
         .collect()
 }

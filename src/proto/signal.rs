@@ -289,6 +289,30 @@ pub fn leave_response_json(action: i32, reason: i32) -> String {
     .to_string()
 }
 
+/// A `SignalRequest` by which a participant sets attributes of its own, as a client sends it
+/// (`UpdateParticipantMetadata`).
+pub fn update_attributes(attributes: &[(&str, &str)]) -> Vec<u8> {
+    let mut update = Vec::new();
+    for (key, value) in attributes {
+        let mut entry = Vec::new();
+        wire::write_bytes(&mut entry, 1, key.as_bytes());
+        wire::write_bytes(&mut entry, 2, value.as_bytes());
+        wire::write_bytes(&mut update, 3, &entry);
+    }
+    let mut request = Vec::new();
+    wire::write_bytes(&mut request, 15, &update);
+    request
+}
+
+/// [`update_attributes`] of a client that speaks protojson.
+pub fn update_attributes_json(attributes: &[(&str, &str)]) -> String {
+    let attributes: serde_json::Map<String, serde_json::Value> = attributes
+        .iter()
+        .map(|(key, value)| ((*key).to_owned(), (*value).into()))
+        .collect();
+    serde_json::json!({ "updateMetadata": { "attributes": attributes } }).to_string()
+}
+
 /// One step of a path to a field: its number, and its name in protojson.
 type Step = (u32, &'static str);
 

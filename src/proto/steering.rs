@@ -138,6 +138,8 @@ fn steer_video(policy: &Policy, track: &AddTrack, answered: &Media) -> Option<Me
 /// What framed packets are made for, and what was said of them.
 pub(crate) struct Hop<'a> {
     pub(crate) policy: &'a Policy,
+    /// Ours ([`AicLine::models`]).
+    pub(crate) models: Option<u32>,
     /// What the sender of this direction was told that we take, by mid.
     pub(crate) told: &'a [(String, AicLine)],
 }
@@ -148,9 +150,10 @@ impl Hop<'_> {
     fn pack(&self, from: &Media, to: &Media, speech: bool) -> Option<PackRule> {
         let line = to.aic?;
         let rung = self.policy.rung();
-        (speech && rung != Rung::NATIVE && !line.rungs.is_empty()).then_some(PackRule {
+        let rungs = line.rungs_with(self.models);
+        (speech && rung != Rung::NATIVE && !rungs.is_empty()).then_some(PackRule {
             pt: line.pt,
-            rungs: line.rungs,
+            rungs,
             rung,
             hint_id: aic_id(to)?,
             level_id: from.extmap_id(LEVEL_URI).and_then(small),

@@ -16,6 +16,8 @@ pub struct Claims {
     pub identity: String,
     /// `iss`
     pub api_key: String,
+    /// `video.canUpdateOwnMetadata`
+    pub can_update_own_metadata: bool,
 }
 
 /// Reads a JWT's claims; all empty where it is not one.
@@ -38,6 +40,11 @@ pub fn claims(token: &str) -> Claims {
             room: text(json.get("video").and_then(|video| video.get("room"))),
             identity: text(json.get("sub")),
             api_key: text(json.get("iss")),
+            can_update_own_metadata: json
+                .get("video")
+                .and_then(|video| video.get("canUpdateOwnMetadata"))
+                .and_then(serde_json::Value::as_bool)
+                .unwrap_or_default(),
         })
     };
     read().unwrap_or_default()
@@ -63,7 +70,7 @@ mod tests {
     #[test]
     fn claims_are_read_and_garbage_is_nobody() {
         let payload = URL_SAFE_NO_PAD.encode(
-            r#"{"iss":"devkey","sub":"anna","video":{"room":"support-1","roomJoin":true}}"#,
+            r#"{"iss":"devkey","sub":"anna","video":{"room":"support-1","canUpdateOwnMetadata":true}}"#,
         );
         let token = format!("x.{payload}.y");
         assert_eq!(
@@ -71,7 +78,8 @@ mod tests {
             Claims {
                 room: "support-1".into(),
                 identity: "anna".into(),
-                api_key: "devkey".into()
+                api_key: "devkey".into(),
+                can_update_own_metadata: true,
             }
         );
         for bad in ["", "a.b.c", "a.!!.c", "a.eyJ4.c"] {

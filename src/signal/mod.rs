@@ -238,6 +238,10 @@ pub trait SignalSession: Send {
     /// # Errors
     /// A fault closes both sides with its close codes.
     fn server_frame(&mut self, frame: Frame<'_>) -> Result<Verdict, Fault>;
+    /// A message of the sidecar's own to the upstream, asked for after each of the client's: `Binary` or `Text`.
+    fn extra_frame(&mut self) -> Option<Verdict> {
+        None
+    }
     /// What to tell the client before the sidecar leaves: `Binary` or `Text`.
     fn leave_frame(&mut self) -> Option<Verdict>;
     /// The end.

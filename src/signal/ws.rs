@@ -321,11 +321,14 @@ fn judge<W: AsyncWrite + Unpin>(
         })?),
         _ => Frame::Binary(&message.payload),
     };
-    let verdict = {
+    let (verdict, extra) = {
         let mut guard = lock(guard);
         match sender {
-            By::Client => guard.session.client_frame(frame)?,
-            _ => guard.session.server_frame(frame)?,
+            By::Client => (
+                guard.session.client_frame(frame)?,
+                guard.session.extra_frame(),
+            ),
+            _ => (guard.session.server_frame(frame)?, None),
         }
     };
     let name = match verdict {
@@ -344,6 +347,11 @@ fn judge<W: AsyncWrite + Unpin>(
             "replace"
         }
     };
+    match extra {
+        Some(Verdict::Binary(bytes)) => to.queue(Op::Binary, &bytes, Some(random_mask())),
+        Some(Verdict::Text(text)) => to.queue(Op::Text, text.as_bytes(), Some(random_mask())),
+        Some(Verdict::Keep | Verdict::Drop) | None => {}
+    }
     let from = if sender == By::Client {
         "client"
     } else {

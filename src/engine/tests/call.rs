@@ -50,7 +50,7 @@ pub(super) fn next(port: &Port, most: Duration) -> Outcome {
 
 const LONG: Duration = Duration::from_secs(10);
 
-pub(super) fn group(track: u64, id: u64, rung: Rung, packets: &[Vec<u8>]) -> Job {
+pub(crate) fn group(track: u64, id: u64, rung: Rung, packets: &[Vec<u8>]) -> Job {
     Job::Encode(Encode {
         track,
         id,

@@ -1,4 +1,5 @@
 //! The engine as a media worker sees it: real speech, real models, and models that misbehave.
 
 mod call;
+pub(crate) use call::group;
 mod faults;

@@ -14,6 +14,18 @@ pub(super) struct Fields {
     pub(super) timestamp: u32,
 }
 
+/// The header up to its extension: what is left of it when another packet is made up in its place.
+pub(super) fn without_extension(packet: &[u8], header: &RtpHeader) -> (Vec<u8>, RtpHeader) {
+    let header_len = header.extension_at.unwrap_or(header.header_len);
+    let header = RtpHeader {
+        header_len,
+        extension_at: None,
+        ..*header
+    };
+    let kept = packet.get(..header_len).unwrap_or_default();
+    (kept.to_vec(), header)
+}
+
 /// Which extension elements of the old header go over, and what is added.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Elementwise<'a> {
@@ -38,8 +50,9 @@ pub(super) fn write(
     out.clear();
     let csrcs_end = header.extension_at.unwrap_or(header.header_len);
     let csrcs = packet.get(12..csrcs_end).unwrap_or_default();
-    let csrc_count = packet.first().unwrap_or(&0) & 0x0f;
-    out.push(0x80 | csrc_count);
+    // At most 15 of them: they were read by a header.
+    let csrc_count = u8::try_from(csrcs.len() / 4).unwrap_or(0);
+    out.push(0x80 | csrc_count & 0x0f);
     out.push(u8::from(fields.marker) << 7 | fields.payload_type & 0x7f);
     out.extend(fields.sequence.to_be_bytes());
     out.extend(fields.timestamp.to_be_bytes());

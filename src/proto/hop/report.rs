@@ -19,7 +19,7 @@ pub const MAX_BLOCKS: usize = 31;
 pub struct Report {
     /// The stream.
     pub ssrc: u32,
-    /// Framed packets lost since the last report, in 1/256 of those expected.
+    /// Framed packets that hadn't come when their turn was over, in 1/256 of those whose turn came.
     pub fraction_lost: u8,
     /// Of the same, those that no copy made good either.
     pub fraction_missing: u8,

@@ -8,6 +8,7 @@ pub use types::{DecodeJob, Decoded, RestoreTiming, Restored, RestorerConfig, Res
 
 use crate::aic::Hint;
 use crate::aic::payload::{Body, Payload, TICKS_PER_MS, Unreadable};
+use crate::hop::header;
 use crate::hop::window::{Arrival, Frame, Window};
 use crate::hop::{IP_UDP, Report, TAG};
 use crate::ladder::{CodecId, Rung, Rungs};
@@ -146,22 +147,25 @@ impl Restorer {
         let place = match arrival {
             Arrival::Duplicate | Arrival::Filled => {
                 self.stats.duplicates += 1;
-                // One that a copy took the place of was not lost on the hop.
-                self.interval.received += u64::from(arrival == Arrival::Filled);
+                if arrival == Arrival::Filled {
+                    self.interval.lost = self.interval.lost.saturating_sub(1);
+                }
                 return;
             }
             Arrival::Old => {
                 self.stats.old += 1;
                 return;
             }
-            Arrival::Late => None,
+            Arrival::Late => {
+                self.interval.lost = self.interval.lost.saturating_sub(1);
+                None
+            }
             Arrival::New(place) => Some(place),
             Arrival::Jump(place) => {
                 self.flush(now, place);
                 Some(place)
             }
         };
-        self.interval.received += 1;
         self.interval.hop_bytes += wire_len as u64;
         self.interval.due.get_or_insert(now + REPORT_EVERY);
         let hint = self
@@ -188,13 +192,10 @@ impl Restorer {
             self.copies = Some((copy.hop_distance, place));
             let target = place - u64::from(copy.hop_distance);
             if self.window.wants_copy(target) {
+                let (kept, header) = header::without_extension(packet, &header);
                 let frame = Frame {
-                    packet: packet.get(..12).unwrap_or_default().to_vec(),
-                    header: RtpHeader {
-                        header_len: 12,
-                        extension_at: None,
-                        ..header
-                    },
+                    packet: kept,
+                    header,
                     timestamp: header.timestamp.wrapping_sub(copy.ticks_back),
                     part: copy.part.to_owned(),
                     copied: true,
@@ -241,6 +242,8 @@ impl Restorer {
         self.window.skip();
         self.gap = true;
         self.stats.lost += 1;
+        self.interval.turns += 1;
+        self.interval.lost += 1;
         self.interval.missing += 1;
     }
 
@@ -276,6 +279,8 @@ impl Restorer {
 
     fn deliver(&mut self, now: Instant, frame: Frame) {
         self.stats.copied += u64::from(frame.copied);
+        self.interval.turns += 1;
+        self.interval.lost += u64::from(frame.copied);
         if std::mem::take(&mut self.gap) {
             self.conceal(now, &frame);
         }
@@ -335,13 +340,10 @@ impl Restorer {
         if count == 0 {
             return;
         }
+        let (packet, header) = header::without_extension(&frame.packet, &frame.header);
         let mut made_up = Frame {
-            packet: frame.packet.get(..12).unwrap_or_default().to_vec(),
-            header: RtpHeader {
-                header_len: 12,
-                extension_at: None,
-                ..frame.header
-            },
+            packet,
+            header,
             timestamp: last.timestamp,
             part: frame.part.clone(),
             copied: true,

@@ -23,16 +23,27 @@ pub struct AicLine {
     pub pt: u8,
     /// Rungs that the writer decodes.
     pub rungs: Rungs,
+    /// The neural rungs' models: the first 32 bits of the bundle's SHA-256. Other models decode to noise.
+    pub models: Option<u32>,
 }
 
 impl AicLine {
-    /// Reads `1 pt=35 rungs=1,2`; keys and rungs that aren't known are left out.
+    /// Rungs that somebody with these models can send to the writer.
+    pub(crate) fn rungs_with(self, models: Option<u32>) -> Rungs {
+        if self.models.is_some() && self.models == models {
+            self.rungs
+        } else {
+            self.rungs.and(Rungs::OPUS)
+        }
+    }
+
+    /// Reads `1 pt=35 rungs=1,2 models=ca9df5a3`; keys and rungs that aren't known are left out.
     pub(super) fn parse(value: &str) -> Option<Self> {
         let mut words = value.split_ascii_whitespace();
         if words.next()? != VERSION {
             return None;
         }
-        let (mut pt, mut rungs) = (None, Rungs::NONE);
+        let (mut pt, mut rungs, mut models) = (None, Rungs::NONE, None);
         for (key, value) in words.filter_map(|word| word.split_once('=')) {
             match key {
                 "pt" => pt = value.parse().ok().filter(|pt| *pt < 128),
@@ -43,10 +54,15 @@ impl AicLine {
                         .filter(|rung| *rung != Rung::NATIVE)
                         .fold(Rungs::NONE, Rungs::with);
                 }
+                "models" => models = u32::from_str_radix(value, 16).ok(),
                 _ => {}
             }
         }
-        Some(Self { pt: pt?, rungs })
+        Some(Self {
+            pt: pt?,
+            rungs,
+            models,
+        })
     }
 }
 
@@ -57,6 +73,9 @@ impl fmt::Display for AicLine {
         for (at, rung) in self.rungs.iter().enumerate() {
             let comma = if at == 0 { "" } else { "," };
             write!(f, "{comma}{}", rung.number())?;
+        }
+        if let Some(models) = self.models {
+            write!(f, " models={models:08x}")?;
         }
         Ok(())
     }
@@ -97,9 +116,15 @@ mod tests {
         let line = AicLine {
             pt: 35,
             rungs: Rungs::ALL,
+            models: Some(0x00ab_cdef),
         };
-        assert_eq!(line.to_string(), "a=aic:1 pt=35 rungs=1,2,3,4,5,6");
-        assert_eq!(AicLine::parse("1 pt=35 rungs=1,2,3,4,5,6"), Some(line));
+        let text = "a=aic:1 pt=35 rungs=1,2,3,4,5,6 models=00abcdef";
+        assert_eq!(line.to_string(), text);
+        assert_eq!(AicLine::parse(&text[6..]), Some(line));
+        assert_eq!(line.rungs_with(Some(0x00ab_cdef)), Rungs::ALL);
+        for others in [None, Some(1)] {
+            assert_eq!(line.rungs_with(others), Rungs::OPUS);
+        }
     }
 
     #[test]
@@ -107,6 +132,7 @@ mod tests {
         let known = AicLine {
             pt: 20,
             rungs: Rungs::NONE.with(Rung::L2),
+            models: None,
         };
         assert_eq!(
             AicLine::parse("1 rungs=0,2,9,x new=thing pt=20"),

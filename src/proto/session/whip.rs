@@ -132,3 +132,152 @@ fn rewritten(fragment: &str, edit: &FragmentEdit) -> Result<String, SignalError>
         limit: MAX_FRAGMENT,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::description::HostCandidate;
+    use crate::ladder::Rungs;
+    use crate::policy::Policy;
+    use crate::sdp::Sdp;
+    use crate::session::SessionConfig;
+    use std::net::SocketAddr;
+
+    /// Counts, so that no two credentials are the same.
+    struct Env(u8);
+
+    impl crate::session::Env for Env {
+        fn random(&mut self, bytes: &mut [u8]) {
+            self.0 += 1;
+            bytes.fill(self.0);
+        }
+        fn bind_server_leg(&mut self, _: Target) -> Result<Vec<SocketAddr>, String> {
+            Ok(vec!["127.0.0.1:5000".parse().unwrap()])
+        }
+    }
+
+    fn sdp(ufrag: &str, setup: &str, candidate: &str) -> String {
+        format!(
+            "v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\na=group:BUNDLE 0\r\n\
+             m=audio 9 UDP/TLS/RTP/SAVPF 111\r\nc=IN IP4 0.0.0.0\r\na=mid:0\r\na=ice-ufrag:{ufrag}\r\na=ice-pwd:{ufrag}{ufrag}{ufrag}{ufrag}\r\n\
+             a=fingerprint:sha-256 00:01\r\na=setup:{setup}\r\na=rtpmap:111 opus/48000/2\r\n\
+             a={candidate}\r\na=end-of-candidates\r\n"
+        )
+    }
+
+    fn fragment(ufrag: &str, candidate: &str) -> String {
+        format!(
+            "a=group:BUNDLE 0\r\nm=audio 9 UDP/TLS/RTP/SAVPF 111\r\na=mid:0\r\na=ice-ufrag:{ufrag}\r\n\
+             a=ice-pwd:{ufrag}{ufrag}{ufrag}{ufrag}\r\na={candidate}\r\na=end-of-candidates\r\n"
+        )
+    }
+
+    const CLIENT: &str = "candidate:1 1 udp 1 192.0.2.1 1000 typ host";
+    const SERVER: &str = "candidate:1 1 udp 1 203.0.113.9 7882 typ host";
+    const OURS: &str = "198.51.100.7 7982";
+
+    fn begun() -> (Session, Env, Creds) {
+        let mut env = Env(0);
+        let mut session = Session::new(SessionConfig {
+            policy: Policy::default(),
+            fingerprint: "sha-256 AA:BB".into(),
+            client_candidates: vec![HostCandidate {
+                addr: "198.51.100.7:7982".parse().unwrap(),
+                tcp: false,
+            }],
+            ufrag_prefix: "0".into(),
+            rungs: Rungs::default(),
+            models: None,
+        });
+        let offer = session
+            .whip_offer(&mut env, &sdp("client", "actpass", CLIENT))
+            .unwrap();
+        // Not even ours: the server would die of them at a restart.
+        assert!(!offer.contains("candidate"), "{offer}");
+        assert!(offer.contains("AA:BB") && !offer.contains("ice-ufrag:client"));
+        let told = Sdp::parse(&offer).unwrap().creds().unwrap();
+        let answer = session
+            .whip_answer(&mut env, &sdp("server", "active", SERVER), "PA_1")
+            .unwrap();
+        assert!(
+            answer.contains(OURS) && answer.contains("a=ice-lite"),
+            "{answer}"
+        );
+        assert!(
+            !answer.contains("203.0.113.9") && !answer.contains("ice-ufrag:server"),
+            "{answer}"
+        );
+        assert_eq!(session.facts().participant_sid, "PA_1");
+        let media = session.poll_update().unwrap();
+        assert_eq!(media.server.local, told);
+        assert_eq!(media.server.remote_candidates, [SERVER]);
+        (session, env, told)
+    }
+
+    #[test]
+    fn trickled_candidates_stay_here() {
+        let (mut session, mut env, told) = begun();
+        let out = session
+            .whip_fragment(&mut env, &fragment("client", CLIENT), false)
+            .unwrap();
+        assert_eq!(fragment_creds(&out), Some(told));
+        assert!(!out.contains("candidate"), "{out}");
+        assert_eq!(session.poll_update(), None, "nothing changed");
+        // Those of another generation are the server's to refuse.
+        let other = session
+            .whip_fragment(&mut env, &fragment("other", CLIENT), false)
+            .unwrap();
+        assert_eq!(fragment_creds(&other).unwrap().ufrag, "other");
+    }
+
+    #[test]
+    fn a_restart_is_one_of_both_legs() {
+        let (before, mut env, told) = begun();
+        let mut session = before.clone();
+        let out = session
+            .whip_fragment(&mut env, &fragment("again", CLIENT), true)
+            .unwrap();
+        let fresh = fragment_creds(&out).unwrap();
+        assert!(fresh != told && fresh.ufrag != "again" && !out.contains("candidate"));
+        let back = session
+            .whip_fragment_answer(&mut env, &before, &fragment("server2", SERVER))
+            .unwrap();
+        assert!(
+            back.contains(OURS) && !back.contains("203.0.113.9"),
+            "{back}"
+        );
+        let media = session.poll_update().unwrap();
+        assert_eq!(media.server.local, fresh);
+        assert_eq!(media.client.remote.unwrap().ufrag, "again");
+        assert_eq!(media.server.remote.unwrap().ufrag, "server2");
+        assert_eq!(fragment_creds(&back), Some(media.client.local));
+    }
+
+    #[test]
+    fn a_restart_that_the_server_ignores_is_one_of_the_clients_leg() {
+        let (before, mut env, told) = begun();
+        let mut session = before.clone();
+        session
+            .whip_fragment(&mut env, &fragment("again", CLIENT), true)
+            .unwrap();
+        let back = session
+            .whip_fragment_answer(&mut env, &before, &fragment("server", SERVER))
+            .unwrap();
+        let media = session.poll_update().unwrap();
+        assert_eq!(media.server.local, told, "the server still checks these");
+        assert_eq!(fragment_creds(&back), Some(media.client.local));
+        assert_eq!(media.client.remote.unwrap().ufrag, "again");
+    }
+
+    #[test]
+    fn what_cannot_be_a_restart_is_refused() {
+        let (mut session, mut env, _) = begun();
+        let nameless = "m=audio 9 UDP/TLS/RTP/SAVPF 111\r\na=mid:0\r\n";
+        assert!(session.whip_fragment(&mut env, nameless, true).is_err());
+        let long = "a".repeat(MAX_FRAGMENT + 1);
+        assert!(session.whip_fragment(&mut env, &long, false).is_err());
+        session.pc_closed(Target::Publisher);
+        let late = fragment("again", CLIENT);
+        assert!(session.whip_fragment(&mut env, &late, true).is_err());
+    }
+}

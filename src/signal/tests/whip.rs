@@ -22,7 +22,7 @@ async fn offer_and_answer_are_rewritten() {
         "content-length: 16\r\n",
     ] {
         assert!(
-            answer.to_lowercase().contains(line),
+            answer.to_lowercase().contains(&line.to_lowercase()),
             "{line} is missing in {answer}"
         );
     }
@@ -85,10 +85,8 @@ async fn fragments_and_the_end_find_their_session() {
             answer.starts_with("HTTP/1.1 204") && !answer.contains("ontent-"),
             "{answer}"
         );
-        let told = sidecar.told.wait(&format!(
-            r#"whip None Fragment {{ resource: "PA_1", restart: {restart}"#
-        ));
-        told.await;
+        let told = format!(r#"whip None Fragment {{ resource: "PA_1", restart: {restart}"#);
+        sidecar.told.wait(&told).await;
     }
     assert_eq!(origin.told.count("sdp ours"), 2);
     let answer = sidecar

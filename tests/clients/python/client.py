@@ -37,6 +37,9 @@ VIDEO_CODECS = {
     "h264": video_frame_pb2.VideoCodec.H264,
 }
 
+QUEUE_MS = 100
+"""Milliseconds of sound between `send_audio` and the encoder."""
+
 SETTLE = 1.0
 """Seconds between the last peer's arrival and the first data message, for its data channels to open."""
 
@@ -55,6 +58,9 @@ class Client:
         self.peers: set[str] = set()
         self.tracks: list[tuple] = []
         self.current: dict[tuple, str] = {}
+        # Seconds of the monotonic clock, one for each block, at which the first sample was sent and heard.
+        self.said_at: list[float] = []
+        self.heard_at: dict[str, list[float]] = {}
         self.ssrc_owner: dict[int, str] = {}
         self.remote_candidates: set[str] = set()
         self.ice: list[dict] = []
@@ -125,12 +131,15 @@ class Client:
     async def receive_audio(self, track, peer: str) -> None:
         channels = 2 if self.args.stereo else 1
         blocks, sid = self.audio.setdefault(peer, []), track.sid
+        times, samples = self.heard_at.setdefault(peer, []), sum(map(len, blocks))
         stream = rtc.AudioStream.from_track(track=track, sample_rate=common.RATE, num_channels=channels)
         try:
             async for event in stream:
                 if self.current[(peer, track.kind)] != sid:
                     break
                 blocks.append(np.frombuffer(event.frame.data, np.int16).reshape(-1, channels).copy())
+                samples += len(blocks[-1])
+                times.append(time.monotonic() - samples / common.RATE)
         finally:
             await stream.aclose()
 
@@ -166,7 +175,7 @@ class Client:
         local = self.room.local_participant
         if a.tone is not None or a.wav:
             channels = 2 if a.stereo else 1
-            source = rtc.AudioSource(common.RATE, channels, queue_size_ms=100)
+            source = rtc.AudioSource(common.RATE, channels, queue_size_ms=QUEUE_MS)
             track = rtc.LocalAudioTrack.create_audio_track("microphone", source)
             options = rtc.TrackPublishOptions(
                 source=rtc.TrackSource.SOURCE_MICROPHONE, red=not a.no_red, dtx=not a.no_dtx
@@ -196,6 +205,7 @@ class Client:
             position += n
             # Waits while the source's queue is full, which is what keeps the pace.
             await source.capture_frame(rtc.AudioFrame(block.tobytes(), common.RATE, channels, n))
+            self.said_at.append(time.monotonic() - position / common.RATE + QUEUE_MS / 1000)
 
     async def send_video(self, source, pictures) -> None:
         start, number = time.monotonic(), 0
@@ -378,7 +388,8 @@ class Client:
             if self.args.record and len(pcm):
                 path = os.path.join(self.args.record, f"{self.identity}-from-{peer}.wav")
                 common.save_wav(path, pcm)
-            audio.append({"from": peer, **common.analyse(pcm), "wav": path})
+            heard_at = round(float(np.median(self.heard_at[peer])), 4) if self.heard_at[peer] else None
+            audio.append({"from": peer, **common.analyse(pcm), "wav": path, "heard_at": heard_at})
         video = []
         for peer, seen in self.video.items():
             codec = next((f["codec"] for f in self.flows["inbound"] if f["kind"] == "video" and f["from"] == peer), None)
@@ -407,6 +418,7 @@ class Client:
             "disconnected": self.disconnected,
             "inbound": self.flows["inbound"],
             "outbound": self.flows["outbound"],
+            "said_at": round(float(np.median(self.said_at)), 4) if self.said_at else None,
             "errors": self.errors,
         }
 

@@ -8,6 +8,7 @@ Prints one JSON object:
   visqol, visqol_min   mean and worst MOS-LQO of ViSQOL v3 in speech mode with its lattice model (1 to 5), 16 kHz
   pesq_wb, pesq_min    mean and worst MOS-LQO of PESQ, wideband (ITU-T P.862.2; 1.04 to 4.64), 16 kHz
   delay_ms             lag of the recording behind the reference (negative: it starts that far into the reference)
+  delay_median_ms      the median of that lag over the stretches
   delay_change_ms      by how much the lag varies between stretches
   correlation          of the two signals' envelopes after alignment: under 0.5 these are not the same speech
   segments             stretches scored
@@ -124,6 +125,7 @@ def score(ref: np.ndarray, deg: np.ndarray) -> dict:
         "pesq_wb": round(float(np.mean(pesqs)), 3),
         "pesq_min": round(min(pesqs), 3),
         "delay_ms": round(-float(lag[0] % (len(ref) / RATE * 1000)), 1),
+        "delay_median_ms": round(-float(np.median(lag) % (len(ref) / RATE * 1000)), 1),
         "delay_change_ms": round(float(lag.max() - lag.min()), 1),
         "correlation": round(float(np.mean(fits)), 3),
         "segments": len(moses),

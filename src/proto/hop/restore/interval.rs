@@ -7,9 +7,11 @@ use std::time::Instant;
 /// What a report counts.
 #[derive(Debug, Default)]
 pub(super) struct Interval {
-    /// Highest place at the last report.
-    pub(super) base: Option<u64>,
-    pub(super) received: u64,
+    /// Packets whose turn came.
+    pub(super) turns: u64,
+    /// Of those, packets that hadn't come themselves by then, less those that came later.
+    pub(super) lost: u64,
+    /// Packets of which no copy had come either.
     pub(super) missing: u64,
     pub(super) hop_bytes: u64,
     pub(super) restored_bytes: u64,
@@ -33,13 +35,10 @@ impl Interval {
     }
 
     pub(super) fn report(&mut self, ssrc: u32, highest: u64, rungs: Rungs) -> Report {
-        let expected = match self.base {
-            Some(base) => highest.saturating_sub(base),
-            // The first report: the first packet is expected too, and was received.
-            None => self.received + self.missing,
-        };
         let fraction = |lost: u64| {
-            let lost = (lost * 256).checked_div(expected).unwrap_or(0);
+            let lost = (lost.min(self.turns) * 256)
+                .checked_div(self.turns)
+                .unwrap_or(0);
             u8::try_from(lost).unwrap_or(u8::MAX)
         };
         let ratio = (self.hop_bytes * 255)
@@ -47,7 +46,7 @@ impl Interval {
             .unwrap_or(255);
         let report = Report {
             ssrc,
-            fraction_lost: fraction(expected.saturating_sub(self.received)),
+            fraction_lost: fraction(self.lost),
             fraction_missing: fraction(self.missing),
             rungs,
             highest: u16::try_from(highest & 0xffff).unwrap_or(0),
@@ -55,7 +54,6 @@ impl Interval {
             ratio: u8::try_from(ratio).unwrap_or(u8::MAX),
         };
         *self = Self {
-            base: Some(highest),
             transit: self.transit,
             jitter: self.jitter,
             ..Self::default()

@@ -45,13 +45,14 @@ fn golden(name: &str) -> Vec<Entry> {
         .collect()
 }
 
-const ALL: [&str; 8] = [
+const ALL: [&str; 9] = [
     "python-single",
     "python-dual",
     "node-single",
     "go-dual",
     "chromium-single",
     "chromium-dual",
+    "chromium-voice-single",
     "firefox-single",
     "json",
 ];

@@ -15,6 +15,8 @@ mod peer;
 mod sdp;
 mod world;
 
+mod chain;
+mod golden;
 mod handshake;
 mod hop;
 mod hostile;

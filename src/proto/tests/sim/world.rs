@@ -208,6 +208,7 @@ impl World {
         );
         let session = Session::new(SessionConfig {
             rungs: auralink_proto::ladder::Rungs::ALL,
+            models: Some(1),
             policy: options.policy,
             fingerprint: IDENTITY.fingerprint().to_owned(),
             client_candidates: vec![HostCandidate {
@@ -400,7 +401,15 @@ impl World {
         self.description = Some(description.clone());
         let consent = self.options.consent_timeout;
         let relay = self.relay.get_or_insert_with(|| {
-            Relay::new(1, auralink_proto::ladder::Rungs::NONE, now.instant, &IDENTITY, consent, vec![back()], description)
+            Relay::new(
+                1,
+                auralink_proto::ladder::Rungs::NONE,
+                now.instant,
+                &IDENTITY,
+                consent,
+                vec![back()],
+                description,
+            )
         });
         let mut out = Out::default();
         relay.describe(now, description, &mut self.scratch, &mut out);

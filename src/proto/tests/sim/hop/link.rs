@@ -171,7 +171,7 @@ impl Link {
     }
 
     fn ntp(&self) -> u32 {
-        u32::try_from(self.now_ms * 65_536 / 1000 & 0xffff_ffff).unwrap()
+        u32::try_from((self.now_ms * 65_536 / 1000) & 0xffff_ffff).unwrap()
     }
 
     fn turn(&mut self) {

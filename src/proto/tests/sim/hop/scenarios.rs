@@ -57,10 +57,11 @@ fn loss_is_made_good_by_copies_and_explained_where_it_is_not() {
         let gone = books.concealed + books.missing;
         assert!(gone * 100 <= books.sent * 5, "{books:?}");
         assert!(books.missing * 100 <= books.sent * 3, "{books:?}");
-        // A gap shows with the first packet behind it; then its copy is waited for, 70 ms.
+        // A gap shows with the first packet behind it, 51 ms after its first original came if that is
+        // alone; then the copy is waited for, 70 ms.
         let latencies = link.latencies(|restored| !restored.copied && !restored.concealed);
         let most = *latencies.last().unwrap();
-        assert!(most <= 26 + 70 + 2, "{most} ms");
+        assert!(most <= 51 + 70 + 2, "{most} ms");
         // The copy comes 80 ms behind, unless a pause is between; what is lost before it is waited for.
         let latencies = link.latencies(|restored| restored.copied);
         let p80 = latencies[latencies.len() * 4 / 5];
@@ -140,6 +141,8 @@ fn reordering_duplicates_and_jitter_cost_nothing_but_time() {
         let books = link.account();
         assert_eq!(books.missing + books.concealed, 0, "{books:?}");
         assert_eq!(books.sent, books.whole);
+        let lossy = |report: &auralink_proto::hop::Report| report.fraction_lost > 0;
+        assert!(!link.seen_reports.iter().any(|(_, report)| lossy(report)));
         // The speaker's own duplicates go native, as they came; the hop's are dropped.
         assert!(link.restorer.stats.duplicates > 10);
         assert!(link.packer.stats.native(NativeReason::OutOfOrder) > 0);
@@ -253,13 +256,13 @@ fn a_decoder_that_stops_is_told_to_the_sender_who_goes_native() {
         while link.packer.rung() != Rung::NATIVE {
             link.run_until(link.now_ms() + 1);
             rungs.push(link.packer.rung());
-            assert!(rungs.len() < 1000, "still {:?}", link.packer.rung());
+            assert!(rungs.len() < 1900, "still {:?}", link.packer.rung());
         }
         rungs.dedup();
         // Lyra is given up first, then Opus with it.
         assert_eq!(rungs, [Rung::L2, Rung::L3, Rung::NATIVE]);
         let missed = link.restorer.stats.missed;
-        link.run_until(11_900);
+        link.run_until(link.now_ms() + 300);
         assert!(
             link.restorer.stats.missed - missed < 5,
             "those that were under way"

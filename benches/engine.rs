@@ -1,0 +1,267 @@
+//! `cargo bench -p auralink-engine`: what the codecs cost, and how many duplex neural tracks one codec thread carries.
+//!
+//! The tracks are real speech as a stock client sends it, in groups of 40 ms spread evenly over time, each through an encode job on
+//! L2 and a decode job of what came of it. A job is late 20 ms after it was handed in. Needs `make setup` and `make models`.
+
+// A bench is there to print, and has nobody to spare.
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic
+)]
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use auralink_engine::codec::{Codec, DecodeTask, EncodeTask, FRAME};
+use auralink_engine::opus::{Decoder, Enhancement, Opus};
+use auralink_engine::{
+    BreakerSettings, Decode, Encode, Engine, EngineConfig, Job, Outcome, Port, verify,
+};
+use auralink_proto::ladder::{CodecId, Rung};
+use opusic_c::{Application, Bitrate, Channels, Encoder, SampleRate};
+
+const GROUP: Duration = Duration::from_millis(40);
+const DEADLINE: Duration = Duration::from_millis(20);
+const SECONDS: usize = 6;
+
+fn cache() -> PathBuf {
+    let base = std::env::var_os("XDG_CACHE_HOME").map_or_else(
+        || PathBuf::from(std::env::var_os("HOME").expect("HOME is set")).join(".cache"),
+        PathBuf::from,
+    );
+    base.join("auralink")
+}
+
+/// Opus 48 kbps, 20 ms, of a recording.
+fn packets(name: &str) -> Vec<Vec<u8>> {
+    let env = std::fs::read_to_string(cache().join("env")).expect("run `make setup`");
+    let folder = env
+        .lines()
+        .find_map(|line| line.strip_prefix("AURALINK_SPEECH="))
+        .expect("run `make setup`");
+    let bytes = std::fs::read(PathBuf::from(folder).join(name)).expect("run `make setup`");
+    let pcm: Vec<f32> = bytes[44..]
+        .as_chunks::<2>()
+        .0
+        .iter()
+        .map(|b| f32::from(i16::from_le_bytes(*b)) / 32768.0)
+        .collect();
+    let mut encoder = Encoder::new(Channels::Mono, SampleRate::Hz48000, Application::Voip).unwrap();
+    encoder.set_bitrate(Bitrate::Value(48_000)).unwrap();
+    pcm.chunks_exact(960)
+        .take(30 * 50)
+        .map(|chunk| {
+            let mut packet = vec![0; 1500];
+            let length = encoder.encode_float_to_slice(chunk, &mut packet).unwrap();
+            packet.truncate(length);
+            packet
+        })
+        .collect()
+}
+
+fn opus(packets: &[Vec<u8>]) {
+    let mut pcm = Vec::new();
+    let mut decoder = Decoder::new(Enhancement::None).unwrap();
+    let began = Instant::now();
+    for packet in packets {
+        decoder.decode(packet, &mut pcm).unwrap();
+    }
+    let each = |took: Duration, frames: usize| took.as_secs_f64() * 1e6 / frames as f64;
+    println!(
+        "opus 48k to 16 kHz PCM: {:.0} µs a 20 ms frame",
+        each(began.elapsed(), packets.len())
+    );
+    let groups: Vec<&[f32]> = pcm.chunks_exact(2 * FRAME).collect();
+    for rung in [Rung::L3, Rung::L4, Rung::L5, Rung::L6] {
+        let mut codec = Opus;
+        let mut state = codec.encoder().unwrap();
+        let began = Instant::now();
+        let coded: Vec<Vec<u8>> = groups
+            .iter()
+            .map(|group| {
+                let mut batch = [EncodeTask::new(&mut state, rung, group)];
+                codec.encode(&mut batch);
+                let [task] = batch;
+                task.payload
+            })
+            .collect();
+        let encode = each(began.elapsed(), groups.len());
+        let mut state = codec.decoder().unwrap();
+        let began = Instant::now();
+        for payload in &coded {
+            codec.decode(&mut [DecodeTask::new(
+                &mut state,
+                CodecId::Opus,
+                Some(payload),
+                2 * FRAME,
+            )]);
+        }
+        println!(
+            "{rung}: encode {encode:.0} µs, decode with LACE {:.0} µs a 40 ms packet",
+            each(began.elapsed(), groups.len())
+        );
+    }
+    let mut local = auralink_engine::opus::SpeechEncoder::new(64_000, 5).unwrap();
+    let began = Instant::now();
+    for frame in pcm.chunks_exact(FRAME) {
+        local.encode(frame).unwrap();
+    }
+    println!(
+        "local Opus 64k, complexity 5: {:.0} µs a 20 ms frame",
+        each(began.elapsed(), pcm.len() / FRAME)
+    );
+}
+
+/// CPU time of the process so far.
+fn cpu() -> Duration {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let fields: Vec<&str> = stat
+        .rsplit(')')
+        .next()
+        .unwrap()
+        .split_whitespace()
+        .collect();
+    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+    Duration::from_millis(ticks * 10)
+}
+
+struct Found {
+    late: f64,
+    p50: Duration,
+    p99: Duration,
+    /// Cores in use.
+    cores: f64,
+}
+
+/// `tracks` duplex tracks at the pace of speech.
+fn duplex(port: &Port, tracks: usize, packets: &[Vec<u8>]) -> Found {
+    let groups: Vec<&[Vec<u8>]> = packets.chunks_exact(2).collect();
+    let total = tracks * SECONDS * 1000 / GROUP.as_millis() as usize;
+    let mut sent = vec![Instant::now(); total * 2];
+    let mut took = Vec::with_capacity(total * 2);
+    let mut late = 0;
+    let (start, before) = (Instant::now(), cpu());
+    let (mut next, mut open) = (0, 0);
+    while next < total || open > 0 {
+        while let Some(outcome) = port.try_recv() {
+            let (track, id) = outcome.of();
+            let now = Instant::now();
+            let delay = now - sent[id as usize];
+            took.push(delay);
+            late += usize::from(
+                delay > DEADLINE
+                    || matches!(outcome, Outcome::Refused { .. } | Outcome::Failed { .. }),
+            );
+            open -= 1;
+            if let Outcome::Encoded(coded) = outcome {
+                let id = id + total as u64;
+                sent[id as usize] = now;
+                let job = Decode {
+                    track,
+                    id,
+                    codec: coded.codec,
+                    payload: coded.payload,
+                    gain: coded.gain,
+                    unit_ms: coded.unit_ms,
+                    count: 2,
+                    lost: false,
+                };
+                if port.try_send(Job::Decode(job)).is_ok() {
+                    open += 1
+                } else {
+                    late += 1
+                }
+            }
+        }
+        let due = start + GROUP.mul_f64(next as f64 / tracks as f64);
+        let now = Instant::now();
+        if next < total && now >= due {
+            let track = next % tracks;
+            // Every track says something else.
+            let group = groups[(next / tracks + track * 37) % groups.len()];
+            sent[next] = now;
+            let job = Encode {
+                track: track as u64,
+                id: next as u64,
+                rung: Rung::L2,
+                packets: group.to_vec(),
+                lost_before: 0,
+            };
+            if port.try_send(Job::Encode(job)).is_ok() {
+                open += 1
+            } else {
+                late += 1
+            }
+            next += 1;
+        } else {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    }
+    let cores = (cpu() - before).as_secs_f64() / start.elapsed().as_secs_f64();
+    took.sort_unstable();
+    let at = |share: f64| {
+        took.get((took.len() as f64 * share) as usize)
+            .copied()
+            .unwrap_or_default()
+    };
+    Found {
+        late: late as f64 / (total * 2) as f64,
+        p50: at(0.5),
+        p99: at(0.99),
+        cores,
+    }
+}
+
+fn main() {
+    // `cargo test --benches` only wants to know that it builds.
+    if std::env::args().any(|argument| argument == "--test") {
+        return;
+    }
+    let runtime = cache().join("onnxruntime/libonnxruntime.so");
+    let bundles = [
+        cache().join("models/lyra2"),
+        cache().join("models/silero-vad"),
+    ];
+    for bundle in &bundles {
+        match verify(bundle, &runtime) {
+            Ok(report) => print!("{report}"),
+            Err(error) => panic!("{error}"),
+        }
+    }
+    let packets = packets("talker-a.wav");
+    opus(&packets);
+    println!("\nduplex L2 tracks on one codec thread, 40 ms groups, deadline {DEADLINE:?}");
+    println!("| tracks | late | p50 ms | p99 ms | cores |");
+    println!("| ------ | ---- | ------ | ------ | ----- |");
+    for tracks in [10, 20, 30, 40, 50, 60, 70, 80] {
+        let config = EngineConfig {
+            runtime: Some(runtime.clone()),
+            lyra: Some(bundles[0].clone()),
+            vad: Some(bundles[1].clone()),
+            queue: 1024,
+            results: 4096,
+            // What is measured is how late it gets, not how it saves itself.
+            breaker: BreakerSettings {
+                failures: usize::MAX / 8,
+                ..BreakerSettings::default()
+            },
+            ..EngineConfig::default()
+        };
+        let engine = Engine::start(config).unwrap();
+        let port = engine.port(Arc::new(|| {}));
+        let found = duplex(&port, tracks, &packets);
+        println!(
+            "| {tracks:6} | {:3.1} % | {:6.1} | {:6.1} | {:5.2} |",
+            found.late * 100.0,
+            found.p50.as_secs_f64() * 1e3,
+            found.p99.as_secs_f64() * 1e3,
+            found.cores
+        );
+        if found.late > 0.05 {
+            break;
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! The thread that watches over the codec threads: it loads models, notices who hangs or fell, and puts up a new one.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use auralink_proto::ladder::Rungs;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+
+use super::{Report, Shared, Thread, count, from_bits, lock, pair};
+use crate::desk::Kit;
+use crate::source::{Source, Stamp};
+
+/// How often the watcher looks.
+const TICK: Duration = Duration::from_millis(10);
+/// A thread that fell is put up again after so long at first, twice as long each time ...
+const BACKOFF: Duration = Duration::from_millis(100);
+/// ... up to this, and as at first again once it has run for so long.
+const MOST_BACKOFF: Duration = Duration::from_secs(10);
+/// Threads that hang and were replaced can't be ended: so many at most, then no more are put up.
+const MOST_LOST: usize = 8;
+
+/// What the watcher is told.
+pub(crate) enum Command {
+    Reload,
+    Stop,
+}
+
+/// The watcher's books about a slot.
+struct Watched {
+    thread: Option<JoinHandle<()>>,
+    since: Instant,
+    backoff: Duration,
+    /// When to put up a new one.
+    due: Option<Instant>,
+    /// A hang that was already told to the breakers: its `busy` mark.
+    told: u64,
+}
+
+/// The thread that watches over the others and loads their models.
+pub(crate) struct Watcher {
+    shared: Arc<Shared>,
+    source: Box<dyn Source>,
+    commands: Receiver<Command>,
+    /// Models were loaded, or not; nobody listens after the first time.
+    ready: Sender<()>,
+    watched: Vec<Watched>,
+    lost: Vec<JoinHandle<()>>,
+    stamp: Stamp,
+}
+
+impl Watcher {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        source: Box<dyn Source>,
+        commands: Receiver<Command>,
+        ready: Sender<()>,
+        now: Instant,
+    ) -> Self {
+        let watched = shared
+            .slots
+            .iter()
+            .map(|_| Watched {
+                thread: None,
+                since: now,
+                backoff: BACKOFF,
+                due: Some(now),
+                told: 0,
+            })
+            .collect();
+        Self {
+            shared,
+            source,
+            commands,
+            ready,
+            watched,
+            lost: Vec::new(),
+            stamp: Stamp::new(),
+        }
+    }
+
+    pub(crate) fn run(mut self) {
+        self.load();
+        self.look(Instant::now());
+        let _ = self.ready.try_send(());
+        loop {
+            match self.commands.recv_timeout(TICK) {
+                Ok(Command::Reload) => {
+                    if self.source.stamp() != self.stamp {
+                        self.load();
+                        self.equip();
+                    }
+                }
+                Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            self.look(Instant::now());
+        }
+    }
+
+    /// Reads the bundles. The stamp is taken first: what changes meanwhile is noticed the next time.
+    fn load(&mut self) {
+        self.stamp = self.source.stamp();
+        let problems = self.source.load();
+        *lock(&self.shared.report) = Report {
+            problems,
+            bundles: self.source.bundles(),
+        };
+    }
+
+    /// Gives every thread that runs models of its own.
+    fn equip(&mut self) {
+        for index in 0..self.watched.len() {
+            let kit = self.kit();
+            if let Some(slot) = self.shared.slots.get(index) {
+                let _ = slot.kits.send(kit);
+            }
+        }
+    }
+
+    fn kit(&mut self) -> Kit {
+        let mut problems = Vec::new();
+        let kit = self.source.kit(&mut problems);
+        let mut encode = Rungs::OPUS;
+        let mut decode = Rungs::OPUS;
+        if kit.neural.is_some() {
+            decode = Rungs::ALL;
+            if kit.detector.is_some() {
+                encode = Rungs::ALL;
+            }
+        }
+        self.shared
+            .loaded
+            .store(pair(encode, decode), Ordering::Relaxed);
+        let mut report = lock(&self.shared.report);
+        for problem in problems {
+            if !report.problems.contains(&problem) {
+                report.problems.push(problem);
+            }
+        }
+        kit
+    }
+
+    fn look(&mut self, now: Instant) {
+        self.lost.retain(|thread| !thread.is_finished());
+        for index in 0..self.watched.len() {
+            self.look_at(index, now);
+        }
+        self.shared.publish(now);
+    }
+
+    fn look_at(&mut self, index: usize, now: Instant) {
+        let shared = self.shared.clone();
+        let (Some(slot), Some(watched)) = (shared.slots.get(index), self.watched.get_mut(index))
+        else {
+            return;
+        };
+        let finished = watched.thread.take_if(|thread| thread.is_finished());
+        if let Some(thread) = finished {
+            slot.up.store(false, Ordering::Relaxed);
+            if thread.join().is_err() {
+                tracing::error!(thread = index, "a codec thread fell; it is put up again");
+                // Whatever ran is what it fell over.
+                let running = from_bits(slot.running.load(Ordering::Relaxed));
+                let mut breakers = lock(&shared.breakers);
+                running.iter().for_each(|rung| breakers.hangs(rung, now));
+            }
+            Self::again(watched, now);
+        }
+        let busy = slot.busy.load(Ordering::Relaxed);
+        let busy_for =
+            Duration::from_micros(shared.micros(now).saturating_sub(busy.saturating_sub(1)));
+        if watched.thread.is_some() {
+            let hangs = busy != 0 && busy_for > shared.config.stall;
+            slot.up.store(!hangs, Ordering::Relaxed);
+            if hangs && watched.told != busy {
+                watched.told = busy;
+                let running = from_bits(slot.running.load(Ordering::Relaxed));
+                tracing::warn!(
+                    thread = index,
+                    ms = busy_for.as_millis() as u64,
+                    "a codec thread hangs; its tracks go native"
+                );
+                let mut breakers = lock(&shared.breakers);
+                running.iter().for_each(|rung| breakers.hangs(rung, now));
+            }
+            if hangs && busy_for > shared.config.replace && self.lost.len() < MOST_LOST {
+                slot.generation.fetch_add(1, Ordering::Relaxed);
+                self.lost.extend(watched.thread.take());
+                Self::again(watched, now);
+            }
+        }
+        if watched.due.is_some_and(|due| now >= due) {
+            self.put_up(index, now);
+        }
+    }
+
+    fn again(watched: &mut Watched, now: Instant) {
+        if now.saturating_duration_since(watched.since) > MOST_BACKOFF {
+            watched.backoff = BACKOFF;
+        }
+        watched.due = Some(now + watched.backoff);
+        watched.backoff = (watched.backoff * 2).min(MOST_BACKOFF);
+    }
+
+    fn put_up(&mut self, index: usize, now: Instant) {
+        let kit = self.kit();
+        let (Some(slot), Some(watched)) =
+            (self.shared.slots.get(index), self.watched.get_mut(index))
+        else {
+            return;
+        };
+        // Models that were meant for the one before.
+        slot.equip.try_iter().for_each(drop);
+        slot.busy.store(0, Ordering::Relaxed);
+        slot.running.store(0, Ordering::Relaxed);
+        let thread = Thread {
+            shared: self.shared.clone(),
+            index,
+            generation: slot.generation.load(Ordering::Relaxed),
+        };
+        let started = std::thread::Builder::new()
+            .name(format!("codec-{index}"))
+            .spawn(move || thread.run(kit));
+        match started {
+            Ok(thread) => {
+                if thread_was_there(watched) {
+                    count(&self.shared.counters.restarts);
+                }
+                watched.thread = Some(thread);
+                watched.since = now;
+                watched.due = None;
+                slot.up.store(true, Ordering::Relaxed);
+            }
+            Err(error) => {
+                tracing::error!(%error, "no codec thread can be had");
+                Self::again(watched, now);
+            }
+        }
+    }
+}
+
+/// Its waiting time has grown, so that it isn't the first.
+fn thread_was_there(watched: &Watched) -> bool {
+    watched.backoff > BACKOFF
+}

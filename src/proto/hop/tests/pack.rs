@@ -1,0 +1,309 @@
+//! The packer.
+
+use super::*;
+use crate::aic::Hint;
+use crate::aic::payload::{Body, Payload};
+use crate::hop::{NativeReason, Refusal, Report};
+use crate::packet::RtpHeader;
+
+/// Originals that each framed packet stands for, and its codec.
+fn framed(packets: &[Vec<u8>]) -> Vec<(u16, u8, CodecId)> {
+    let payload = |packet: &Vec<u8>| {
+        let header = RtpHeader::parse(packet).unwrap();
+        let payload = Payload::parse(header.payload(packet)).unwrap();
+        let part = payload.part;
+        (part.sequence, part.packets, part.body.codec())
+    };
+    packets.iter().map(payload).collect()
+}
+
+#[test]
+fn two_of_20_ms_go_together_and_longer_ones_alone() {
+    let clock = Clock::new();
+    let mut packer = packer(Rung::L4);
+    packer.take(clock.at(0), &speech(1), 100);
+    assert!(packer.poll_job().is_none());
+    packer.take(clock.at(20), &speech(2), 100);
+    assert_eq!(packer.poll_job().unwrap().packets.len(), 2);
+    // SILK 40 ms, then 60 ms.
+    for (n, toc) in [(3, 0x50), (4, 0x58)] {
+        packer.take(clock.at(60), &rtp(OPUS, n, 0, &[toc; 60]), 100);
+        let job = packer.poll_job().unwrap();
+        assert_eq!((job.packets.len(), job.rung), (1, Rung::L4));
+    }
+}
+
+#[test]
+fn a_lone_one_goes_when_its_partner_is_25_ms_late() {
+    let clock = Clock::new();
+    let mut packer = packer(Rung::L2);
+    packer.take(clock.at(0), &speech(1), 100);
+    assert_eq!(packer.poll_timeout(), Some(clock.at(45)));
+    packer.handle_timeout(clock.at(44));
+    assert!(packer.poll_job().is_none());
+    packer.handle_timeout(clock.at(45));
+    let job = packer.poll_job().unwrap();
+    assert_eq!(packer.poll_timeout(), Some(clock.at(65)));
+    packer.encoded(clock.at(64), job.id, lyra6(&job));
+    assert_eq!(framed(&sent(&mut packer)), [(1, 1, CodecId::Lyra6)]);
+}
+
+#[test]
+fn what_does_not_follow_begins_a_new_group() {
+    let clock = Clock::new();
+    let marked = |mut packet: Vec<u8>| {
+        packet[1] |= 0x80;
+        packet
+    };
+    let other_timestamp = rtp(OPUS, 2, 999_999, &[0x48; 60]);
+    let red = rtp(RED, 2, 1920, &[&[OPUS][..], &[0x48; 60]].concat());
+    for second in [marked(speech(2)), other_timestamp, red, speech(3)] {
+        let mut packer = packer(Rung::L2);
+        packer.take(clock.at(0), &speech(1), 100);
+        packer.take(clock.at(20), &second, 100);
+        assert_eq!(packer.poll_job().unwrap().packets.len(), 1);
+        assert!(packer.poll_job().is_none());
+    }
+    let mut packer = packer(Rung::L2);
+    packer.take(clock.at(0), &speech(1), 100);
+    packer.take(clock.at(20), &speech(4), 100);
+    assert_eq!(packer.poll_job().unwrap().lost_before, 0);
+    packer.take(clock.at(40), &speech(5), 100);
+    assert_eq!(packer.poll_job().unwrap().lost_before, 2);
+    assert_eq!(packer.stats.lost, 2);
+}
+
+#[test]
+fn what_is_no_speech_goes_as_it_came_with_its_reason() {
+    let mut silence = vec![0xf8, 0xff, 0xfe];
+    silence.resize(80, 0);
+    let cases: [(u8, &[u8], NativeReason); 7] = [
+        (OPUS, &[0x48; 8], NativeReason::Dtx),
+        (OPUS, &[], NativeReason::Dtx),
+        (OPUS, &silence, NativeReason::Silence),
+        (OPUS, &[0x4c; 60], NativeReason::Stereo),
+        (OPUS, &[0x40; 60], NativeReason::Duration),
+        (9, &[0x48; 60], NativeReason::PayloadType),
+        (RED, &[0x80; 60], NativeReason::PayloadType),
+    ];
+    for (payload_type, payload, reason) in cases {
+        let clock = Clock::new();
+        let mut packer = packer(Rung::L2);
+        let original = rtp(payload_type, 1, 960, payload);
+        packer.take(clock.at(0), &original, 100);
+        assert_eq!(packer.stats.native(reason), 1, "{reason:?}");
+        assert!(packer.poll_job().is_none());
+        let mut out = Vec::new();
+        packer.poll_packet(0, &mut out).unwrap();
+        let mut restorer = restorer();
+        restorer.take(clock.at(1), 0, &out, 100);
+        restorer.poll_packet(&mut out).unwrap();
+        assert_eq!(out, original, "{reason:?}");
+    }
+}
+
+#[test]
+fn silence_takes_a_few_bytes_and_is_no_voice() {
+    let clock = Clock::new();
+    let mut packer = packer(Rung::L2);
+    let mut silence = vec![0xf8, 0xff, 0xfe];
+    silence.resize(80, 0);
+    packer.take(clock.at(0), &rtp(OPUS, 1, 960, &silence), 146);
+    let packet = sent(&mut packer).remove(0);
+    let header = RtpHeader::parse(&packet).unwrap();
+    let payload = Payload::parse(header.payload(&packet)).unwrap();
+    let Body::Native {
+        trimmed_from,
+        payload,
+        ..
+    } = payload.part.body
+    else {
+        panic!("coded");
+    };
+    assert_eq!((trimmed_from, payload), (Some(80), &[0xf8, 0xff, 0xfe][..]));
+    let hint = Hint::parse(header.extension(&packet, HINT).unwrap()).unwrap();
+    assert!(!hint.voice);
+    assert_eq!(hint.rung, 0);
+}
+
+#[test]
+fn packets_keep_the_order_of_their_originals() {
+    let clock = Clock::new();
+    let mut packer = packer(Rung::L2);
+    packer.take(clock.at(0), &speech(1), 100);
+    packer.take(clock.at(20), &speech(2), 100);
+    packer.take(clock.at(25), &rtp(OPUS, 3, 2880, &[0x48; 3]), 50);
+    assert!(
+        sent(&mut packer).is_empty(),
+        "DTX waits for the group before it"
+    );
+    packer.take(clock.at(26), &speech(1), 100);
+    let aside = sent(&mut packer);
+    assert_eq!(
+        framed(&aside),
+        [(1, 1, CodecId::Native)],
+        "a duplicate waits for nobody"
+    );
+    packer.handle_timeout(clock.at(40));
+    let rest = sent(&mut packer);
+    let native = CodecId::Native;
+    assert_eq!(
+        framed(&rest),
+        [(1, 1, native), (2, 1, native), (3, 1, native)]
+    );
+    let numbers: Vec<u8> = aside.iter().chain(&rest).map(|packet| packet[3]).collect();
+    assert_eq!(numbers, [0xe8, 0xe9, 0xea, 0xeb]);
+    assert_eq!(packer.next_sequence(), 1004);
+    assert_eq!(
+        (
+            packer.stats.missed,
+            packer.stats.native(NativeReason::Missed)
+        ),
+        (1, 2)
+    );
+}
+
+#[test]
+fn results_that_make_no_sense_are_refused() {
+    let clock = Clock::new();
+    let wrong: [fn(&mut Encoded); 5] = [
+        |encoded| encoded.codec = CodecId::Native,
+        |encoded| encoded.payload.push(0),
+        |encoded| encoded.gain = 32,
+        |encoded| encoded.unit_ms = 40,
+        |encoded| encoded.payload.clear(),
+    ];
+    for wrong in wrong {
+        let mut packer = packer(Rung::L2);
+        packer.take(clock.at(0), &speech(1), 100);
+        packer.take(clock.at(20), &speech(2), 100);
+        let job = packer.poll_job().unwrap();
+        let mut encoded = lyra6(&job);
+        wrong(&mut encoded);
+        packer.encoded(clock.at(21), job.id, encoded);
+        assert_eq!(packer.stats.native(NativeReason::Refused), 2);
+        assert_eq!(sent(&mut packer).len(), 2);
+    }
+}
+
+#[test]
+fn a_rung_that_the_receiver_lost_is_left_at_once() {
+    let clock = Clock::new();
+    let mut packer = packer(Rung::L2);
+    packer.take(clock.at(0), &speech(1), 100);
+    packer.take(clock.at(20), &speech(2), 100);
+    let job = packer.poll_job().unwrap();
+    let report = Report {
+        ssrc: 7,
+        fraction_lost: 0,
+        fraction_missing: 0,
+        rungs: Rungs::OPUS,
+        highest: 0,
+        jitter: 0,
+        ratio: 0,
+    };
+    packer.report(clock.at(21), &report);
+    assert_eq!(packer.rung(), Rung::L3);
+    packer.encoded(clock.at(22), job.id, lyra6(&job));
+    assert_eq!(
+        packer.stats.native(NativeReason::Refused),
+        2,
+        "coded at a rung that is gone"
+    );
+    packer.take(clock.at(40), &speech(3), 100);
+    packer.take(clock.at(60), &speech(4), 100);
+    assert_eq!(packer.poll_job().unwrap().rung, Rung::L3);
+}
+
+#[test]
+fn refusals_that_last_are_tried_less_and_less_often() {
+    let clock = Clock::new();
+    let mut packer = packer(Rung::L2);
+    let mut tried = Vec::new();
+    for n in 0..3000u16 {
+        let ms = u64::from(n) * 20;
+        packer.take(clock.at(ms), &speech(n), 100);
+        while let Some(job) = packer.poll_job() {
+            tried.push(ms);
+            packer.refused(clock.at(ms), job.id, Refusal::Undecodable);
+        }
+        let _ = sent(&mut packer);
+    }
+    // Three groups; then after 1, 2, 4, 8 and 16 s, and so on.
+    assert_eq!(tried[..3], [20, 60, 100]);
+    assert!((7..=9).contains(&tried.len()), "{tried:?}");
+    assert!(packer.stats.native(NativeReason::Resting) > 2900);
+}
+
+#[test]
+fn a_burst_is_coded_as_far_as_the_engine_is_asked_and_loses_nothing() {
+    let clock = Clock::new();
+    let mut packer = packer(Rung::L2);
+    let mut jobs = 0;
+    for n in 0..60 {
+        packer.take(clock.at(0), &speech(n), 100);
+        while packer.poll_job().is_some() {
+            jobs += 1;
+        }
+    }
+    assert_eq!(jobs, 16);
+    packer.handle_timeout(clock.at(20));
+    let sent = framed(&sent(&mut packer));
+    let numbers: Vec<u16> = sent.iter().map(|(sequence, ..)| *sequence).collect();
+    assert_eq!(numbers, (0..60).collect::<Vec<u16>>());
+    assert_eq!(packer.stats.native(NativeReason::Crowded), 28);
+}
+
+#[test]
+fn nothing_grows_when_nobody_polls() {
+    let clock = Clock::new();
+    let mut packer = packer(Rung::L2);
+    for n in 0..60_000u16 {
+        let ms = u64::from(n);
+        packer.take(clock.at(ms), &speech(n), 100);
+        packer.take(clock.at(ms), &speech(n), 100);
+    }
+    // Groups of two that went native count twice.
+    assert!(sent(&mut packer).len() <= 64 + 2 * 64);
+    let mut jobs = 0;
+    while packer.poll_job().is_some() {
+        jobs += 1;
+    }
+    assert!(jobs <= 64, "{jobs}");
+    assert!(packer.stats.dropped > 50_000);
+}
+
+#[test]
+fn red_gives_back_what_was_lost_and_once_only() {
+    let clock = Clock::new();
+    let red = |n: u16| {
+        let mut payload = vec![0x80 | OPUS];
+        payload.extend(&(960u32 << 10 | 60).to_be_bytes()[1..]);
+        payload.push(OPUS);
+        payload.extend([0x48; 60]);
+        payload.extend([0x48; 60]);
+        rtp(RED, n, u32::from(n) * 960, &payload)
+    };
+    let mut packer = packer(Rung::NATIVE);
+    packer.take(clock.at(0), &red(1), 200);
+    packer.take(clock.at(40), &red(3), 200);
+    packer.take(clock.at(41), &red(2), 200);
+    packer.take(clock.at(42), &red(2), 200);
+    let numbers: Vec<u16> = framed(&sent(&mut packer))
+        .iter()
+        .map(|(n, ..)| *n)
+        .collect();
+    // The second one is a plain duplicate and goes its way.
+    assert_eq!(numbers, [2, 1, 2, 3]);
+    assert_eq!(
+        (packer.stats.recovered, packer.stats.recovered_came),
+        (1, 1)
+    );
+    // 5 is in 6; 4 is in none.
+    packer.take(clock.at(120), &red(6), 200);
+    let numbers: Vec<u16> = framed(&sent(&mut packer))
+        .iter()
+        .map(|(n, ..)| *n)
+        .collect();
+    assert_eq!((numbers, packer.stats.lost), (vec![5, 6], 1));
+}
