@@ -234,8 +234,8 @@ fn main() {
     let packets = packets("talker-a.wav");
     opus(&packets);
     println!("\nduplex L2 tracks on one codec thread, 40 ms groups, deadline {DEADLINE:?}");
-    println!("| tracks | late | p50 ms | p99 ms | cores |");
-    println!("| ------ | ---- | ------ | ------ | ----- |");
+    println!("| tracks | late | p50 ms | p99 ms | cores | tracks a core |");
+    println!("| ------ | ---- | ------ | ------ | ----- | ------------- |");
     for tracks in [10, 20, 30, 40, 50, 60, 70, 80] {
         let config = EngineConfig {
             runtime: Some(runtime.clone()),
@@ -254,11 +254,12 @@ fn main() {
         let port = engine.port(Arc::new(|| {}));
         let found = duplex(&port, tracks, &packets);
         println!(
-            "| {tracks:6} | {:3.1} % | {:6.1} | {:6.1} | {:5.2} |",
+            "| {tracks:6} | {:3.1} % | {:6.1} | {:6.1} | {:5.2} | {:13.0} |",
             found.late * 100.0,
             found.p50.as_secs_f64() * 1e3,
             found.p99.as_secs_f64() * 1e3,
-            found.cores
+            found.cores,
+            tracks as f64 / found.cores
         );
         if found.late > 0.05 {
             break;

@@ -1,7 +1,7 @@
 """The demo: two stock clients talk through AuraLink to a stock LiveKit server, in rooms `off`, `lean` and `neural`; see --help.
 
-In `off` and `lean` the clients dial the AuraLink beside LiveKit. In `neural` they dial a second one, the edge, whose upstream is the first,
-the origin: between the two speech goes by a neural codec. It prints a table of what went over the wire, how it sounded, what AuraLink
+In `off` and `lean` the clients dial the AuraLink beside LiveKit. In `neural` anna dials a second one, the edge, whose upstream is the first,
+the origin: between the two speech goes by a neural codec. In `twice` both dial the edge. It prints a table of what went over the wire, how it sounded, what AuraLink
 added in latency and what was lost, and leaves the recordings, the logs and demo.json in demo-out/. Exit code 1: a call failed, or a mode
 saved less than it has to. Run it by `make demo`.
 """
@@ -27,18 +27,19 @@ MODES = {
     "off": "mode: off",
     "lean": "mode: lean",
     "neural": "mode: neural",
+    "twice": "mode: neural",
 }
 """Columns of the table: room prefix and what its rule in AuraLink's YAML says. The first is what the others are compared with."""
 
-OVER_HOP = {"neural"}
-"""Modes whose clients dial the edge; their wire is that between edge and origin."""
+AT_EDGE = {"neural": {"anna"}, "twice": {"anna", "bruno"}}
+"""Who dials the edge, by column; their wire is that between edge and origin. The others dial the origin."""
 
 BROWSER_BASELINE = 117.5
 """kbps on the wire that livekit-client 2.23 in Chromium sends by default while somebody speaks: Opus at 48 kbps, RED, IP and UDP
 headers included, through stock LiveKit 1.13.5 (docs/benchmarks.md)."""
 
-LEAST_SAVING = {"lean": 50, "neural": 75}
-"""Percent of the uplink that a mode has to save for the demo to succeed."""
+LEAST_SAVING = {"lean": 50, "neural": 75, "twice": 75}
+"""Percent of the uplink that a column has to save for the demo to succeed."""
 
 PEOPLE = {"anna": "dialogue-a.wav", "bruno": "dialogue-b.wav"}
 SKIPPED = 1.0
@@ -67,8 +68,8 @@ class Sampler(threading.Thread):
         return self.seconds
 
 
-def await_media(running: lab.Lab, clients: list[lab.Process], media_ports: list[int]) -> None:
-    """Returns when speech flows up from one client and down to another."""
+def await_media(running: lab.Lab, clients: list[lab.Process]) -> None:
+    """Returns when LiveKit gets speech from one peer and sends some to another."""
     deadline = time.monotonic() + 60
     for attempt in range(1000):
         running.check()
@@ -76,10 +77,9 @@ def await_media(running: lab.Lab, clients: list[lab.Process], media_ports: list[
             if client.child.poll() is not None:
                 client.report(1)
                 raise Failed(f"{client.name} ended before the call started; see {client.log}")
-        flows = running.wire(f"start-{attempt % 2}", 0.5, media_ports).report(10)["flows"]
-        ports = {f":{port}" for port in media_ports}
-        up = {f["src"] for f in flows if any(f["dst"].endswith(p) for p in ports) and f["packets"] >= 8}
-        down = {f["dst"] for f in flows if any(f["src"].endswith(p) for p in ports) and f["packets"] >= 8}
+        flows = running.wire(f"start-{attempt % 2}", 0.5, [running.livekit_udp]).report(10)["flows"]
+        up = {f["src"] for f in flows if f["dst"].endswith(f":{running.livekit_udp}") and f["packets"] >= 8}
+        down = {f["dst"] for f in flows if f["src"].endswith(f":{running.livekit_udp}") and f["packets"] >= 8}
         if any(d != u for u in up for d in down):
             return
         if time.monotonic() > deadline:
@@ -92,17 +92,16 @@ def call(running: lab.Lab, mode: str, seconds: float, browser: bool, out: Path) 
     record = running.folder / f"{mode}-recordings"
     record.mkdir()
     start = running.browser_client if browser else running.python_client
-    over_hop = mode in OVER_HOP
-    url, client_ports = (running.edge_url, running.edge_ports) if over_hop else (running.sidecar, running.media_ports)
-    wire_ports = sorted({*client_ports, *running.media_ports})
+    at_edge = AT_EDGE.get(mode, set())
+    wire_ports = [*running.media_ports, *(running.edge_ports if at_edge else [])]
     clients = {}
     for who, speech in PEOPLE.items():
         path = Path(running.tool("AURALINK_SPEECH")) / speech
         clients[who] = start(
-            f"{mode}-{who}", "--url", url, "--room", f"{mode}-demo", "--identity", who,
+            f"{mode}-{who}", "--url", running.edge_url if who in at_edge else running.sidecar, "--room", f"{mode}-demo", "--identity", who,
             "--audio", f"wav:{path}", "--record", str(record), "--seconds", str(seconds + 5), "--wait-timeout", "45",
         )
-    await_media(running, list(clients.values()), client_ports)
+    await_media(running, list(clients.values()))
     rtp, packets = running.rtp(f"{mode}-rtp", seconds, [*wire_ports, running.livekit_udp])
     sampler = Sampler(running, wire_ports)
     sampler.start()
@@ -111,7 +110,7 @@ def call(running: lab.Lab, mode: str, seconds: float, browser: bool, out: Path) 
     dropped = wire["dropped"] + rtp.report(20)["dropped"]
     if dropped:
         raise Failed(f"{mode}: {dropped} packets could not be counted; the machine is too busy for the figures to be true")
-    sidecars = {"edge": running.status(running.edge_admin), "origin": running.status(running.admin)} if over_hop else {}
+    sidecars = {"edge": running.status(running.edge_admin), "origin": running.status(running.admin)} if at_edge else {}
     reports = {who: client.report(seconds + 60) for who, client in clients.items()}
     people = {}
     for who, report in reports.items():
@@ -122,12 +121,12 @@ def call(running: lab.Lab, mode: str, seconds: float, browser: bool, out: Path) 
         wav = out / f"{mode}-{who}-heard-{other}.wav"
         shutil.move(heard["wav"], wav)
         inbound = [f for f in report["inbound"] if f["kind"] == "audio"]
-        mine = {pair["local"] for pair in report["ice"]}
-        near = traffic(mine, wire, client_ports, f"{mode}: {who}")
-        if over_hop:
+        mine = addresses(report)
+        near = traffic(mine, wire, running.edge_ports if who in at_edge else running.media_ports, f"{mode}: {who}")
+        if who in at_edge:
             mine = hop_addresses(packets, mine, running.media_ports)
         people[who] = {
-            **(traffic(mine, wire, running.media_ports, f"{mode}: {who}, between edge and origin") if over_hop else near),
+            **(traffic(mine, wire, running.media_ports, f"{mode}: {who}, between edge and origin") if who in at_edge else near),
             "client_up_kbps": near["up_kbps"],
             "talking_up_kbps": talking(mine, samples),
             "heard": str(wav),
@@ -137,10 +136,36 @@ def call(running: lab.Lab, mode: str, seconds: float, browser: bool, out: Path) 
             "packets": sum(f["packets"] for f in inbound),
             "lost": sum(f["lost"] or 0 for f in inbound),
         }
-    took = transit.report(packets, client_ports, [running.livekit_udp], running.media_ports if over_hop else None)
-    hop = {name: {"engine": status["engine"], **status["totals"]["hop"]} for name, status in sidecars.items()}
-    rungs = sorted({p["hop_up"]["rung"] for s in sidecars.values() for x in s["sessions"] for p in x["pcs"] if p.get("hop_up", {}).get("rung")})
-    return {"people": people, "took": took, "hop": hop, "rungs": rungs}
+    everyone = {address for report in reports.values() for address in addresses(report)}
+    took = transit.report(packets, everyone, [running.livekit_udp], running.media_ports if at_edge else None)
+    return {"people": people, "took": took, "hop": {name: hop_of(status, mode) for name, status in sidecars.items()}}
+
+
+def hop_of(status: dict, mode: str) -> dict:
+    """What a sidecar's /status.json says of the hop, over this column's sessions: its rungs, packets coded, and natives by reason."""
+    found = [
+        pc[way]
+        for session in status["sessions"]
+        if session["room"] == f"{mode}-demo"
+        for pc in session["pcs"]
+        for way in ("hop_up", "hop_down")
+        if pc.get(way)
+    ]
+    native: dict[str, int] = {}
+    for hop in found:
+        for reason, count in hop["native"].items():
+            native[reason] = native.get(reason, 0) + count
+    return {
+        "rungs": sorted({hop["rung"] for hop in found if hop.get("rung")}),
+        "coded": sum(hop["originals"]["coded"] for hop in found),
+        "native": {reason: count for reason, count in native.items() if count},
+        "engine": status["engine"],
+    }
+
+
+def addresses(report: dict) -> set[str]:
+    """The client's own addresses of its selected pairs."""
+    return {pair["local"] for pair in report["ice"]}
 
 
 def hop_addresses(packets: Path, client: set[str], origin_ports: list[int]) -> set[str]:
@@ -226,7 +251,7 @@ def table(results: dict, browser: bool) -> str:
     def both(value) -> object:
         return lambda mode: " / ".join(value(p) for p in everyone[mode])
 
-    row("wire between", lambda mode: "edge, origin" if mode in OVER_HOP else "client, AuraLink")
+    row("wire between", lambda mode: "edge, origin" if mode in AT_EDGE else "client, AuraLink")
     for way in ("up", "down"):
         row(f"wire {way}, kbps", lambda mode, k=f"{way}_kbps": f"{mine[mode][k]:.1f}")
         row("  packets/s", lambda mode, k=f"{way}_pps": f"{mine[mode][k]:.1f}")
@@ -256,23 +281,26 @@ Both sides use DTX, and each is silent while the other talks; in "seconds of spe
 browser publisher sends {BROWSER_BASELINE} kbps while it speaks (48 kbps Opus + RED; measured, docs/benchmarks.md).
 Latency is that of each packet of the conversation inside AuraLink, on its way to LiveKit and on its way from it added up, by the kernel's
 clock. Packets of 40 ms instead of 20 (lean) add 20 ms at the talker on top of it, which nothing but "mouth to ear" shows."""
-    hop = [neural_text(mode, results[mode], mine[mode]["client_up_kbps"], who) for mode in modes if mode in OVER_HOP]
+    hop = [neural_text(mode, results[mode], mine[mode]["client_up_kbps"]) for mode in modes if mode in AT_EDGE]
     return "\n".join(lines) + "\n" + "\n".join([text, *hop])
 
 
-def neural_text(mode: str, result: dict, client_up: float, who: str) -> str:
+def neural_text(mode: str, result: dict, client_up: float) -> str:
     """What happened on the hop, and where the time went."""
     took, edge = result["took"], result["hop"]["edge"]
     part = took["shares"]
-    coded, native = edge["originals"]["coded"], {why: n for why, n in edge["native"].items() if n}
-    why = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in native.items()) or "none"
+    people = AT_EDGE[mode]
+    first = next(iter(PEOPLE))
+    ways = "is coded once" if len(people) == 1 else "crosses the hop up and down again and is coded twice"
+    native = edge["native"]
+    why = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in native.items()) or "none"
     return f"""
-{mode}: {who}'s client sends its usual {client_up:.1f} kbps to the edge, which codes it for the origin. Of {coded + sum(native.values())} packets of both
-people the edge coded {coded} (rung {', '.join(result['rungs'])}) and passed on natively: {why}. A packet of the hop holds 40 ms.
-One crossing, client to LiveKit, adds {took['up']['p50']:.1f} ms (p99 {took['up']['p99']:.1f}); LiveKit to client {took['down']['p50']:.1f} (p99 {took['down']['p99']:.1f}). Shares of the first, p50 (p99):
-  waiting for the second half of the 40 ms   {part['waiting_first']['p50']:5.1f} ({part['waiting_first']['p99']:.1f}) ms for the first half, none for the second
-  edge: decoding Opus, coding                {part['encoding']['p50']:5.1f} ({part['encoding']['p99']:.1f}) ms
-  origin: decoding, coding Opus              {part['decoding']['p50']:5.1f} ({part['decoding']['p99']:.1f}) ms, the hop itself (loopback) included"""
+{mode}: {' and '.join(sorted(people))} dial{'s' if len(people) == 1 else ''} the edge; speech {ways}. {first}'s client sends its usual {client_up:.1f} kbps to the edge.
+Of {edge['coded'] + sum(native.values())} packets for the origin the edge coded {edge['coded']} (rung {', '.join(edge['rungs'])}); natively went: {why}.
+Crossing the hop adds {took['up']['p50']:.1f} ms (p99 {took['up']['p99']:.1f}) up and {took['down']['p50']:.1f} (p99 {took['down']['p99']:.1f}) down. Of the way up, p50 (p99):
+  waiting for the second half of the 40 ms    {part['waiting_first']['p50']:5.1f} ({part['waiting_first']['p99']:.1f}) ms for the first half, none for the second
+  edge: decoding Opus, coding                 {part['encoding']['p50']:5.1f} ({part['encoding']['p99']:.1f}) ms
+  origin: decoding, coding Opus, the hop      {part['decoding']['p50']:5.1f} ({part['decoding']['p99']:.1f}) ms"""
 
 
 def said_cut(running: lab.Lab, seconds: float, out: Path) -> None:
@@ -297,8 +325,8 @@ def main() -> None:
     results: dict[str, dict] = {}
     with lab.Lab(out / "logs", a.auralink.resolve(), MODES, hop=True) as running:
         for mode in MODES:
-            way = "over edge and origin" if mode in OVER_HOP else "over one AuraLink"
-            print(f"demo: {' and '.join(PEOPLE)} talk for {a.seconds:.0f} s in room {mode}-demo, {way} ...", file=sys.stderr)
+            way = f", {' and '.join(sorted(AT_EDGE[mode]))} over the edge" if mode in AT_EDGE else ""
+            print(f"demo: {' and '.join(PEOPLE)} talk for {a.seconds:.0f} s in room {mode}-demo{way} ...", file=sys.stderr)
             results[mode] = call(running, mode, a.seconds, a.browser, out)
         running.check()
         said_cut(running, a.seconds, out)
@@ -315,8 +343,8 @@ def main() -> None:
     print(f"What was said, the other recordings, logs and demo.json: {out} ({time.monotonic() - begin:.0f} s)")
     modes = list(MODES)
     for mode in modes[1:]:
-        for who, result in results[mode]["people"].items():
-            saved = saving(result, results[modes[0]]["people"][who], "up_kbps")
+        for who in AT_EDGE.get(mode, PEOPLE):
+            saved = saving(results[mode]["people"][who], results[modes[0]]["people"][who], "up_kbps")
             if saved < LEAST_SAVING[mode]:
                 raise Failed(f"{mode} saved {saved:.1f} % of {who}'s uplink; at least {LEAST_SAVING[mode]} % were to be saved")
 

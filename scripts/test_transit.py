@@ -8,7 +8,7 @@ from pathlib import Path
 import transit
 
 CLIENT, LISTENER, EDGE, HOP, ORIGIN, SERVER, LIVEKIT = (f"127.0.0.1:{port}" for port in range(1001, 1008))
-EDGE_PORT, ORIGIN_PORT, LIVEKIT_PORT = 1003, 1005, 1007
+ORIGIN_PORT, LIVEKIT_PORT = 1005, 1007
 TALKER, FORWARDED, OTHER = 11, 22, 33
 SHIFT = 123_456
 """What LiveKit adds to timestamps in these captures."""
@@ -28,7 +28,7 @@ class Capture:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "packets.txt"
             path.write_text("\n".join(self.lines) + "\n")
-            return transit.report(path, [EDGE_PORT], [LIVEKIT_PORT], [ORIGIN_PORT] if hop else None)
+            return transit.report(path, {CLIENT, LISTENER}, [LIVEKIT_PORT], [ORIGIN_PORT] if hop else None)
 
 
 def call(hop: bool, packets: int = 200) -> Capture:
@@ -45,6 +45,8 @@ def call(hop: bool, packets: int = 200) -> Capture:
             arrived = carried + 5
         capture.add(arrived, SERVER, LIVEKIT, TALKER, sequence, timestamp)
         capture.add(arrived + 0.5, LIVEKIT, SERVER, FORWARDED, sequence + 9, timestamp + SHIFT)
+        if hop and n % 2 == 0:
+            capture.add(arrived + 1, ORIGIN, HOP, FORWARDED, 9 + n // 2, timestamp + SHIFT)
         capture.add(arrived + 2.5, EDGE, LISTENER, FORWARDED, sequence + 9, timestamp + SHIFT)
         # Another stream towards the listener, whose talker is not to be seen here.
         capture.add(sent + 9, LIVEKIT, SERVER, OTHER, n, 960 * n)
@@ -64,6 +66,8 @@ class TransitTest(unittest.TestCase):
     def test_hop(self) -> None:
         found = call(hop=True).report(hop=True)
         self.assertEqual(found["up"]["p99"], 29)
+        # The other stream did not cross the hop.
+        self.assertEqual(found["down"], {"p50": 2, "p99": 2, "packets": 200})
         self.assertEqual(found["both"]["p99"], 31)
         shares = found["shares"]
         self.assertEqual(shares["waiting_first"], {"p50": 20, "p99": 20, "packets": 100})

@@ -85,6 +85,11 @@ def crossing(before: list[Packet], behind: list[Packet]) -> Crossing:
     return Crossing(passed, sum(1 for key, p in into.items() if key not in out and p.time < last))
 
 
+def only(across: Crossing, streams: set[int]) -> Crossing:
+    """What crossed of these streams."""
+    return Crossing([p for p in across.passed if p.before.ssrc in streams], across.lost)
+
+
 def both_ways(up: Crossing, down: Crossing) -> list[float]:
     """What the two crossings took together, for each packet of each talker and listener."""
     talkers: dict[int, list[Passed]] = defaultdict(list)
@@ -165,22 +170,24 @@ def quantiles(values: list[float]) -> dict[str, float]:
     return {"p50": round(cuts[49], 2), "p99": round(cuts[98], 2), "packets": len(values)}
 
 
-def report(path: Path, client_ports: list[int], livekit_ports: list[int], hop_ports: list[int] | None = None) -> dict:
+def report(path: Path, clients: set[str], livekit_ports: list[int], hop_ports: list[int] | None = None) -> dict:
     """What a call's packets took: `up`, `down` and `both`, each p50 and p99 in ms, packets lost within, and the shares on a hop.
 
-    `hop_ports` are the origin's, where there is an edge.
+    `clients` are their addresses. `hop_ports` are the origin's, where there is an edge: `up` and `down` are then of the streams that crossed
+    the hop alone.
     """
     packets = read(path)
-    up = crossing([p for p in packets if p.to(client_ports)], [p for p in packets if p.to(livekit_ports)])
-    down = crossing([p for p in packets if p.of(livekit_ports)], [p for p in packets if p.of(client_ports)])
-    out = {
-        "up": quantiles([p.took for p in up.passed]),
-        "down": quantiles([p.took for p in down.passed]),
-        "both": quantiles(both_ways(up, down)),
-        "lost": up.lost + down.lost,
-    }
+    up = crossing([p for p in packets if p.source in clients], [p for p in packets if p.to(livekit_ports)])
+    down = crossing([p for p in packets if p.of(livekit_ports)], [p for p in packets if p.destination in clients])
+    out: dict = {"both": quantiles(both_ways(up, down)), "lost": up.lost + down.lost}
+    to_hop = [p for p in packets if hop_ports and p.to(hop_ports) and p.source not in clients]
+    from_hop = [p for p in packets if hop_ports and p.of(hop_ports) and p.destination not in clients]
     if hop_ports:
-        parts = shares(up, [p for p in packets if p.to(hop_ports)])
+        up = only(up, {p.ssrc for p in to_hop})
+        down = only(down, {p.ssrc for p in from_hop})
+    out |= {"up": quantiles([p.took for p in up.passed]), "down": quantiles([p.took for p in down.passed])}
+    if hop_ports:
+        parts = shares(up, to_hop)
         out["shares"] = {
             "waiting": quantiles([s.waiting for s in parts]),
             # The one that is waited for comes last and waits for none.

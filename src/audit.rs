@@ -4,6 +4,7 @@
 //! It is made from the once-a-second snapshots of the media workers, so begin and end are exact to a
 //! second, and media knows nothing of it.
 
+use crate::admin::metrics::AUDIT_FAILED;
 use crate::app::{App, Cell};
 use crate::media::{Media, SessionId};
 use auralink_engine::Engine;
@@ -94,7 +95,7 @@ impl Audit {
         match written {
             Ok(()) => self.failed = false,
             Err(error) => {
-                counter!(crate::admin::metrics::AUDIT_FAILED.name).increment(1);
+                counter!(AUDIT_FAILED.name).increment(1);
                 if !self.failed {
                     tracing::error!(path = %self.path.display(), %error, "the audit log cannot be written");
                 }

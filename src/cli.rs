@@ -2,9 +2,9 @@
 //! configuration that cannot be used.
 
 use auralink::config::{self, Loaded, Problem};
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 const RUN_FAILED: u8 = 1;
@@ -16,14 +16,15 @@ const CONTROL_THREADS: usize = 2;
 /// A media proxy in front of an unmodified LiveKit server that saves bandwidth.
 #[derive(Parser)]
 #[command(version, max_term_width = 100)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 #[command(
     after_help = "Exit codes: 0 done, 1 failed while running, 2 wrong arguments or configuration.\n\
     SIGHUP reloads the file, SIGTERM drains and ends. config/auralink.yaml documents every key."
 )]
 struct Args {
     /// The configuration, YAML
-    #[arg(long, value_name = "FILE")]
-    config: PathBuf,
+    #[arg(long, value_name = "FILE", required = true)]
+    config: Option<PathBuf>,
     /// Say what is wrong with the file, with line and column, and end; nothing is bound
     #[arg(long)]
     check: bool,
@@ -36,6 +37,28 @@ struct Args {
     /// With --room: of participants whose token this API key signed
     #[arg(long, value_name = "KEY", requires = "room")]
     api_key: Option<String>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Bundles of models for the hop between two AuraLinks (docs/models.md)
+    #[command(subcommand)]
+    Models(Models),
+}
+
+#[derive(Subcommand)]
+enum Models {
+    /// Check a bundle's files, run it, and say how fast it is on this machine
+    Verify {
+        /// The bundle's folder
+        #[arg(value_name = "DIR")]
+        folder: PathBuf,
+        /// libonnxruntime.so
+        #[arg(long, value_name = "FILE")]
+        runtime: PathBuf,
+    },
 }
 
 /// The whole command.
@@ -49,8 +72,15 @@ pub(crate) fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
-    let file = args.config.display().to_string();
-    let loaded = match config::load(&args.config) {
+    let Some(path) = &args.config else {
+        return match args.command {
+            Some(Command::Models(Models::Verify { folder, runtime })) => verify(&folder, &runtime),
+            // clap asks for one or the other.
+            None => ExitCode::from(BAD_CONFIG),
+        };
+    };
+    let file = path.display().to_string();
+    let loaded = match config::load(path) {
         Ok(loaded) => loaded,
         Err(problems) => {
             report(&file, "error", &problems.0);
@@ -71,7 +101,7 @@ pub(crate) fn main() -> ExitCode {
         .build();
     let result = match runtime {
         Ok(runtime) => runtime
-            .block_on(auralink::run(settings, &args.config))
+            .block_on(auralink::run(settings, path))
             .map_err(|fault| fault.to_string()),
         Err(error) => Err(format!("no threads for signalling: {error}")),
     };
@@ -79,6 +109,19 @@ pub(crate) fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "auralink: {error}");
+            ExitCode::from(RUN_FAILED)
+        }
+    }
+}
+
+fn verify(folder: &Path, runtime: &Path) -> ExitCode {
+    match auralink_engine::verify(folder, runtime) {
+        Ok(report) => match write!(std::io::stdout().lock(), "{report}") {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::from(RUN_FAILED),
+        },
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "{}: {error}", folder.display());
             ExitCode::from(RUN_FAILED)
         }
     }

@@ -402,6 +402,12 @@ impl Settings {
             drain_grace,
         } = session;
         let Log { level: _, format } = log;
+        let Engine {
+            threads,
+            models,
+            runtime,
+            local_bitrate,
+        } = engine;
         let same = [
             ("listen", *listen == new.listen),
             ("tls", *tls == new.tls),
@@ -410,7 +416,13 @@ impl Settings {
             ("media.udp_port", *udp_port == new.media.udp_port),
             ("media.tcp_port", *tcp_port == new.media.tcp_port),
             ("media.workers", *workers == new.media.workers),
-            ("engine", *engine == new.engine),
+            ("engine.threads", *threads == new.engine.threads),
+            ("engine.models", *models == new.engine.models),
+            ("engine.runtime", *runtime == new.engine.runtime),
+            (
+                "engine.local_bitrate",
+                *local_bitrate == new.engine.local_bitrate,
+            ),
             ("audit.log", *audit == new.audit),
             ("admin.listen", *admin_listen == new.admin.listen),
             (

@@ -2,6 +2,7 @@
 
 use super::Settings;
 use super::values::show_bitrate;
+use auralink_proto::ladder::Rung;
 use auralink_proto::policy::{Policy, Rule};
 use std::fmt::Write;
 
@@ -76,7 +77,10 @@ fn show_policy(out: &mut String, policy: &Policy) {
         audio.packet_ms,
         audio.red.name()
     );
-    let _ = writeln!(out, "rung: {}", policy.rung());
+    // What the file would take: off has no rung.
+    if policy.rung() != Rung::NATIVE {
+        let _ = writeln!(out, "rung: {}", policy.rung());
+    }
     let _ = writeln!(out, "disclose: {disclose}");
     let Some(video) = video else {
         let _ = writeln!(out, "# no video: left alone");

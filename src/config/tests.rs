@@ -4,7 +4,7 @@ mod mistakes;
 
 use super::parse::{given_keys, known_keys};
 use super::*;
-use auralink_proto::policy::{Mode, RedPolicy, VideoCodec, VideoPolicy};
+use auralink_proto::policy::{Mode, Policy, RedPolicy, VideoCodec, VideoPolicy};
 use mistakes::mistakes;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
@@ -198,10 +198,10 @@ fn a_room_s_effective_settings() {
   - { match: xy, mode: lean, video: { codec: av1, max_bitrate: 400k } }
 ",
     );
-    let bots = "mode: lean\naudio: { max_bitrate: 16k, packet: 40ms, red: auto }\n# no video: left alone\n";
-    let all = "mode: lean\naudio: { max_bitrate: 12k, packet: 40ms, red: auto }\nvideo: { codec: av1, max_bitrate: 400k, screen_share: keep }\n";
+    let bots = "mode: lean\naudio: { max_bitrate: 16k, packet: 40ms, red: auto }\nrung: L4\ndisclose: false\n# no video: left alone\n";
+    let all = "mode: lean\naudio: { max_bitrate: 12k, packet: 40ms, red: auto }\nrung: L4\ndisclose: false\nvideo: { codec: av1, max_bitrate: 400k, screen_share: keep }\n";
     let off =
-        "mode: off\naudio: { max_bitrate: 12k, packet: 40ms, red: auto }\n# no video: left alone\n";
+        "mode: off\naudio: { max_bitrate: 12k, packet: 40ms, red: auto }\ndisclose: false\n# no video: left alone\n";
     assert_eq!(
         show_room(&s, "xy", None, None),
         format!("# room \"xy\", identities bot-*: rooms[0]\n{bots}# room \"xy\": rooms[1]\n{all}")
@@ -225,10 +225,12 @@ fn a_room_s_effective_settings() {
         "rooms:\n - match: xy\n   {}",
         all.trim_end().replace('\n', "\n   ")
     );
-    assert_eq!(
-        parse(&pasted).rules.resolve("xy", "", ""),
-        s.rules.resolve("xy", "", "")
-    );
+    let resolved = s.rules.resolve("xy", "", "");
+    let explicit = Policy {
+        rung: Some(resolved.rung()),
+        ..resolved
+    };
+    assert_eq!(parse(&pasted).rules.resolve("xy", "", ""), explicit);
 }
 
 #[test]
@@ -263,6 +265,11 @@ fn what_only_a_restart_changes() {
         "session: {consent_timeout: 5s}",
         "session: {drain_grace: 1s}",
         "log: {format: json}",
+        "engine: {threads: 63}",
+        "engine: {models: /m}",
+        "engine: {runtime: /r}",
+        "engine: {local_bitrate: 32k}",
+        "audit: {log: /a}",
     ]
     .into_iter()
     .map(|text| {

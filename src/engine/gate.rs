@@ -161,7 +161,9 @@ pub struct Gate {
     /// Level of the last windows with a voice in them, dBFS.
     loudness: Option<f32>,
     without_voice: u32,
+    /// Frames in a row that are no more than a pause, and that are silent.
     quiet: u32,
+    silent: u32,
 }
 
 impl Default for Gate {
@@ -176,6 +178,7 @@ impl Default for Gate {
             loudness: None,
             without_voice: 0,
             quiet: 0,
+            silent: 0,
         }
     }
 }
@@ -184,11 +187,11 @@ impl Gate {
     /// Takes the next sound of the track: whole frames of 20 ms.
     pub fn push(&mut self, pcm: &[f32]) {
         for frame in pcm.chunks_exact(FRAME) {
-            self.quiet = if self.is_quiet(level(frame)) {
-                self.quiet.saturating_add(1)
-            } else {
-                0
-            };
+            let level = level(frame);
+            let counts =
+                |counter: u32, holds: bool| if holds { counter.saturating_add(1) } else { 0 };
+            self.silent = counts(self.silent, level < SILENCE);
+            self.quiet = counts(self.quiet, self.is_quiet(level));
         }
         self.pending.extend_from_slice(pcm);
         // Nobody listens (no detector): only the newest matters.
@@ -196,8 +199,14 @@ impl Gate {
         self.pending.drain(..surplus);
     }
 
-    /// The next window to be listened to, if there is a whole one; then tell [`Gate::heard`].
+    /// The next window to be listened to, if there is a whole one; then tell [`Gate::heard`]. Silence that lasts is passed over:
+    /// it needs no model to be known, and is half of a conversation.
     pub fn window(&mut self) -> Option<Box<[f32; WINDOW]>> {
+        while self.silent > HANGOVER && self.pending.len() >= WINDOW {
+            self.pending.drain(..WINDOW);
+            self.voice = false;
+            self.without();
+        }
         let window = Box::new(*self.pending.first_chunk::<WINDOW>()?);
         self.pending.drain(..WINDOW);
         Some(window)
@@ -212,10 +221,7 @@ impl Gate {
             self.loudness = Some(before + 0.1 * (level - before));
             self.without_voice = 0;
         } else {
-            self.without_voice = self.without_voice.saturating_add(1);
-            if self.without_voice > FORGET {
-                self.loudness = None;
-            }
+            self.without();
         }
         // A pause says nothing about what comes after it.
         if !self.voice && self.is_quiet(level) {
@@ -265,6 +271,14 @@ impl Gate {
             .filter_map(|place| self.recent.get(place))
             .sum::<f32>()
             / windows as f32
+    }
+
+    /// A window went by without a voice.
+    fn without(&mut self) {
+        self.without_voice = self.without_voice.saturating_add(1);
+        if self.without_voice > FORGET {
+            self.loudness = None;
+        }
     }
 
     fn is_quiet(&self, level: f32) -> bool {
@@ -361,6 +375,26 @@ mod tests {
                 "{frequency} Hz"
             );
         }
+    }
+
+    #[test]
+    fn lasting_silence_is_not_listened_to_and_speech_after_it_is() {
+        let mut gate = Gate::default();
+        let windows = |gate: &mut Gate, pcm: &[f32]| {
+            let mut count = 0;
+            for frame in pcm.chunks_exact(FRAME) {
+                gate.push(frame);
+                while gate.window().is_some() {
+                    count += 1;
+                }
+            }
+            count
+        };
+        assert_eq!(windows(&mut gate, &[0.1; SAMPLE_RATE]), 31);
+        let few = windows(&mut gate, &[0.0; 4 * SAMPLE_RATE]);
+        assert!(few <= 8, "{few}");
+        assert!(!gate.voice());
+        assert!(windows(&mut gate, &[0.1; SAMPLE_RATE]) >= 31);
     }
 
     #[test]

@@ -20,7 +20,7 @@ fn every_mistake_is_named_with_its_place_and_what_is_allowed() {
     for (text, expected) in [
         (
             "lissten: 127.0.0.1:1",
-            "1:1 lissten: unknown key (did you mean `listen`?); allowed here: listen, tls, upstream, media, admin, limits, session, log, metrics, defaults, rooms",
+            "1:1 lissten: unknown key (did you mean `listen`?); allowed here: listen, tls, upstream, media, admin, limits, session, log, metrics, engine, audit, defaults, rooms",
         ),
         (
             "media: { ip: 127.0.0.1, port: 5 }",
@@ -72,11 +72,11 @@ fn every_mistake_is_named_with_its_place_and_what_is_allowed() {
         ),
         (
             "defaults: { mode: Lean }",
-            "1:19 defaults.mode: \"Lean\" is none of: off, lean",
+            "1:19 defaults.mode: \"Lean\" is none of: off, lean, neural",
         ),
         (
             "defaults: { mode: false }",
-            "1:19 defaults.mode: false is none of: off, lean",
+            "1:19 defaults.mode: false is none of: off, lean, neural",
         ),
         (
             "defaults: { audio: { max_bitrate: 5k } }",

@@ -7,6 +7,13 @@ use crate::description::{Creds, HostCandidate};
 /// Longest fragment that is read, in bytes: some hundred candidates.
 pub const MAX_FRAGMENT: usize = 64 * 1024;
 
+fn is_candidate(name: &str) -> bool {
+    matches!(
+        name,
+        "candidate" | "end-of-candidates" | "remote-candidates"
+    )
+}
+
 /// What a fragment is to say instead of what it says.
 #[derive(Debug, Clone, Default)]
 pub struct FragmentEdit {
@@ -59,10 +66,11 @@ pub fn rewrite_fragment(text: &str, edit: &FragmentEdit) -> Result<String, SdpEr
     if text.len() > MAX_FRAGMENT {
         return Err(SdpError::TooLong(text.len()));
     }
-    let eol = if text.contains('\n') && !text.contains("\r\n") {
-        "\n"
-    } else {
-        "\r\n"
+    // Lines are added with the end that the first one has which stays.
+    let stays = |line: &str| attribute(line).is_none_or(|(name, _)| !is_candidate(name));
+    let eol = match lines(text).find(|(_, line)| stays(line)) {
+        Some((whole, _)) if whole.ends_with('\n') && !whole.ends_with("\r\n") => "\n",
+        _ => "\r\n",
     };
     let mut out = String::with_capacity(text.len() + 256);
     let mut sections = 0;
@@ -79,9 +87,8 @@ pub fn rewrite_fragment(text: &str, edit: &FragmentEdit) -> Result<String, SdpEr
         }
         let creds = edit.creds.as_ref();
         let replaced = match (attribute(line).map(|(name, _)| name), creds) {
-            (Some("candidate" | "remote-candidates"), _) => continue,
             // Ours bring their own end.
-            (Some("end-of-candidates"), _) => continue,
+            (Some(name), _) if is_candidate(name) => continue,
             (Some("ice-ufrag"), Some(creds)) => format!("a=ice-ufrag:{}", creds.ufrag),
             (Some("ice-pwd"), Some(creds)) => format!("a=ice-pwd:{}", creds.pwd),
             _ => {
