@@ -111,6 +111,9 @@ def call(running: lab.Lab, mode: str, seconds: float, browser: bool, out: Path) 
     if dropped:
         raise Failed(f"{mode}: {dropped} packets could not be counted; the machine is too busy for the figures to be true")
     sidecars = {"edge": running.status(running.edge_admin), "origin": running.status(running.admin)} if at_edge else {}
+    for name, status in sidecars.items():
+        if not status["engine"]["complete"]:
+            raise Failed(f"{mode}: the engine of the {name} lacks something: {'; '.join(status['engine']['problems'])}; run make models")
     reports = {who: client.report(seconds + 60) for who, client in clients.items()}
     people = {}
     for who, report in reports.items():
@@ -346,7 +349,10 @@ def main() -> None:
         for who in AT_EDGE.get(mode, PEOPLE):
             saved = saving(results[mode]["people"][who], results[modes[0]]["people"][who], "up_kbps")
             if saved < LEAST_SAVING[mode]:
-                raise Failed(f"{mode} saved {saved:.1f} % of {who}'s uplink; at least {LEAST_SAVING[mode]} % were to be saved")
+                busy = ["missed", "resting", "crowded"]
+                late = sum(results[mode]["hop"].get("edge", {}).get("native", {}).get(reason, 0) for reason in busy)
+                why = f"; {late} packets crossed natively because the engine was late: the machine is too busy" if late else ""
+                raise Failed(f"{mode} saved {saved:.1f} % of {who}'s uplink; at least {LEAST_SAVING[mode]} % were to be saved{why}")
 
 
 if __name__ == "__main__":

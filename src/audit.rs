@@ -110,8 +110,11 @@ impl Audit {
         let mut every = tokio::time::interval(EVERY);
         loop {
             every.tick().await;
-            let cells: HashMap<SessionId, Arc<Cell>> =
-                app.cells().into_iter().map(|cell| (cell.id, cell)).collect();
+            let cells: HashMap<SessionId, Arc<Cell>> = app
+                .cells()
+                .into_iter()
+                .map(|cell| (cell.id, cell))
+                .collect();
             let mut now = HashMap::new();
             for pc in media.snapshots().iter().flat_map(|s| s.pcs.clone()) {
                 for (direction, hop) in ["from", "to"].into_iter().zip(pc.hop) {

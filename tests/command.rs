@@ -76,7 +76,8 @@ fn version_help_and_wrong_arguments() {
 
 #[test]
 fn check_says_every_mistake_with_its_place() {
-    let text = "listen: 127.0.0.1:7980\nmedia:\n  udp_prot: 1\nrooms:\n  - match: \"[\"\n    mode: auto\n";
+    let text =
+        "listen: 127.0.0.1:7980\nmedia:\n  udp_prot: 1\nrooms:\n  - match: \"[\"\n    mode: auto\n";
     let (code, out, err) = check(text, &[]);
     assert_eq!((code, out.as_str()), (2, ""));
     let lines: Vec<_> = err.lines().collect();

@@ -68,6 +68,7 @@ fuzz_target!(|text: &str| {
             })
             .collect(),
         strip_extmap_uri: Some("urn:auralink:x"),
+        strip_extmap_id: None,
         media: mids
             .iter()
             .map(|mid| MediaSteer {

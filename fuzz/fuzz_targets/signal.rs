@@ -76,6 +76,8 @@ fuzz_target!(|data: &[u8]| {
         fingerprint: "sha-256 AB:CD".to_owned(),
         client_candidates: Vec::new(),
         ufrag_prefix: "00".to_owned(),
+        rungs: auralink_proto::ladder::Rungs::ALL,
+        models: Some(1),
     });
     let mut frames = vec![Frame::Binary(data)];
     frames.extend(std::str::from_utf8(data).ok().map(Frame::Text));

@@ -1,10 +1,13 @@
 //! The keys: which there are, what each may hold, and what they must not hold together.
 
 use super::values::{
-    address, bitrate, bytes, choice, duration, flag, glob, ip, level, number, packet, path, rung, upstream,
+    address, bitrate, bytes, choice, duration, flag, glob, ip, level, number, packet, path, rung,
+    upstream,
 };
 use super::yaml::{self, Findings, Section};
-use super::{Admin, Engine, Limits, Loaded, Log, LogFormat, MAX_QUERY, MAX_WORKERS, Media, Metrics};
+use super::{
+    Admin, Engine, Limits, Loaded, Log, LogFormat, MAX_QUERY, MAX_WORKERS, Media, Metrics,
+};
 use super::{Places, Problem, Problems, Session, Settings, TlsFiles};
 use auralink_proto::policy::{
     AudioPolicy, Mode, Policy, RedPolicy, Rule, Rules, VideoCodec, VideoPolicy,

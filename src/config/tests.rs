@@ -200,8 +200,7 @@ fn a_room_s_effective_settings() {
     );
     let bots = "mode: lean\naudio: { max_bitrate: 16k, packet: 40ms, red: auto }\nrung: L4\ndisclose: false\n# no video: left alone\n";
     let all = "mode: lean\naudio: { max_bitrate: 12k, packet: 40ms, red: auto }\nrung: L4\ndisclose: false\nvideo: { codec: av1, max_bitrate: 400k, screen_share: keep }\n";
-    let off =
-        "mode: off\naudio: { max_bitrate: 12k, packet: 40ms, red: auto }\ndisclose: false\n# no video: left alone\n";
+    let off = "mode: off\naudio: { max_bitrate: 12k, packet: 40ms, red: auto }\ndisclose: false\n# no video: left alone\n";
     assert_eq!(
         show_room(&s, "xy", None, None),
         format!("# room \"xy\", identities bot-*: rooms[0]\n{bots}# room \"xy\": rooms[1]\n{all}")

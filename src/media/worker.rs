@@ -8,7 +8,9 @@ mod streams;
 
 use super::sender::{Batch, Udp};
 use super::tcp::Connection;
-use super::{Command, HopSnapshot, LegSnapshot, MediaEvent, PcSnapshot, SessionId, Snapshot, WorkerCounters};
+use super::{
+    Command, HopSnapshot, LegSnapshot, MediaEvent, PcSnapshot, SessionId, Snapshot, WorkerCounters,
+};
 use arc_swap::ArcSwap;
 use auralink_engine::{Engine, Port};
 use auralink_proto::aic::ntp_middle;

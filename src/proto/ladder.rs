@@ -66,7 +66,11 @@ impl Rung {
     /// From its number; none beyond 6.
     #[must_use]
     pub const fn new(number: u8) -> Option<Self> {
-        if number <= 6 { Some(Self(number)) } else { None }
+        if number <= 6 {
+            Some(Self(number))
+        } else {
+            None
+        }
     }
 
     /// Its number.

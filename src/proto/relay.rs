@@ -347,13 +347,7 @@ impl Relay {
     }
 
     /// Sends what the coding of the direction that comes from `side` has ready.
-    fn pass_coded(
-        &mut self,
-        now: Now,
-        side: Side,
-        scratch: &mut Scratch,
-        out: &mut impl Transmit,
-    ) {
+    fn pass_coded(&mut self, now: Now, side: Side, scratch: &mut Scratch, out: &mut impl Transmit) {
         let (from, to, flow, coding) = match side {
             Side::Client => (
                 &mut self.client,

@@ -12,8 +12,8 @@ use crate::aic::EXTENSION_URI;
 use crate::description::{
     Creds, DtlsRole, HostCandidate, LegDescription, MediaKind, PcDescription, Target, TrackRule,
 };
-use crate::policy::{Mode, Policy};
 use crate::ladder::{Rung, Rungs};
+use crate::policy::{Mode, Policy};
 use crate::sdp::{
     AicLine, Edit, Media, MediaSteer, Sdp, Setup, free_extmap_ids, free_payload_type, rewrite,
 };
@@ -321,6 +321,9 @@ impl Session {
         let on = self.config.policy.mode != Mode::Off;
         let ours = (self.config.rungs, self.config.models);
         let fingerprint = self.config.fingerprint.clone();
+        let taken = (is_offer && self.config.policy.mode == Mode::Neural)
+            .then(|| unanswered_id(&sdp))
+            .flatten();
         let pc = self.pc(env, target)?;
         if let Some(creds) = sdp.creds() {
             if pc.client.remote.as_ref().is_some_and(|old| *old != creds) {
@@ -339,7 +342,7 @@ impl Session {
         pc.changed = true;
         let extmaps = match (on, is_offer) {
             (false, _) => Vec::new(),
-            (true, true) => aic_extmaps(&sdp),
+            (true, true) => aic_extmaps(&sdp, taken),
             (true, false) => answered_extmaps(&pc.from_server),
         };
         pc.server_told = match (on, is_offer) {
@@ -359,6 +362,7 @@ impl Session {
                 setup: None,
                 // An answer has it only where the server offered it, with the server's own id.
                 strip_extmap_uri: (!is_offer).then_some(EXTENSION_URI),
+                strip_extmap_id: taken,
                 extmaps,
                 aic: pc.server_told.clone(),
                 media: Vec::new(),
@@ -408,7 +412,7 @@ impl Session {
         pc.changed = true;
         let extmaps = match (on, is_offer) {
             (false, _) => Vec::new(),
-            (true, true) => aic_extmaps(&sdp),
+            (true, true) => aic_extmaps(&sdp, None),
             (true, false) => answered_extmaps(&pc.from_client),
         };
         let ours = (config.rungs, config.models);
@@ -433,6 +437,7 @@ impl Session {
                 extmaps,
                 aic: pc.client_told.clone(),
                 strip_extmap_uri: Some(EXTENSION_URI),
+                strip_extmap_id: None,
                 media: pc.steered.clone(),
             },
         ))
@@ -467,12 +472,13 @@ fn roles(setup: Option<Setup>) -> Option<(DtlsRole, DtlsRole)> {
 }
 
 /// The AIC extension for every media section of an offer, under one id that is free in all.
-fn aic_extmaps(sdp: &Sdp<'_>) -> Vec<(String, u16, String)> {
+fn aic_extmaps(sdp: &Sdp<'_>, taken: Option<u16>) -> Vec<(String, u16, String)> {
     let already = sdp
         .media()
         .iter()
         .find_map(|media| media.extmap_id(EXTENSION_URI));
-    let Some(id) = already.or_else(|| free_extmap_ids(sdp, 1).ids.first().copied()) else {
+    let free = || free_extmap_ids(sdp, 1).ids.first().copied();
+    let Some(id) = already.or(taken).or_else(free) else {
         return Vec::new();
     };
     sdp.media()
@@ -480,6 +486,27 @@ fn aic_extmaps(sdp: &Sdp<'_>) -> Vec<(String, u16, String)> {
         .filter(|media| !media.rejected && media.kind != MediaKind::Other)
         .map(|media| (media.mid.clone(), id, EXTENSION_URI.to_owned()))
         .collect()
+}
+
+/// Extensions that browsers offer and LiveKit never answers.
+const UNANSWERED: [&str; 3] = [
+    "http://www.webrtc.org/experiments/rtp-hdrext/color-space",
+    "http://www.webrtc.org/experiments/rtp-hdrext/video-timing",
+    "http://www.webrtc.org/experiments/rtp-hdrext/video-content-type",
+];
+
+/// The id of an extension that may go from an offer where all one-byte ids are taken: the hint in
+/// two-byte headers would be 4 bytes longer, 4 % of a framed packet.
+fn unanswered_id(sdp: &Sdp<'_>) -> Option<u16> {
+    if !free_extmap_ids(sdp, 1).two_byte {
+        return None;
+    }
+    let id_of = |uri: &&str| sdp.media().iter().find_map(|media| media.extmap_id(uri));
+    let id = UNANSWERED.iter().find_map(id_of)?;
+    // Under BUNDLE an id means one thing, but a client may do without BUNDLE.
+    let others = |(known, uri): &(u16, String)| *known == id && !UNANSWERED.contains(&uri.as_str());
+    let mut extmaps = sdp.media().iter().flat_map(|media| &media.extmaps);
+    (id < 15 && !extmaps.any(others)).then_some(id)
 }
 
 /// The AIC extension where the offer has it, under the offerer's own id.

@@ -256,8 +256,7 @@ pub(crate) fn down_rules(
             let speech = track.is_some_and(|track| {
                 !track.stereo && !track.encrypted && track.source != SOURCE_SCREEN_SHARE_AUDIO
             }) && !opus_says(media, "sprop-stereo");
-            let sheds =
-                speech && policy.mode == Mode::Lean && policy.audio.red != RedPolicy::Keep;
+            let sheds = speech && policy.mode == Mode::Lean && policy.audio.red != RedPolicy::Keep;
             let answered = client.iter().find(|client| client.mid == media.mid);
             let rule = TrackRule {
                 ssrcs: media.ssrcs.clone(),

@@ -4,6 +4,7 @@
 mod end;
 
 use auralink::media::{Media, MediaConfig, MediaEvent, ufrag_prefix};
+use auralink_engine::{Engine, EngineConfig};
 use auralink_proto::aic::{EXTENSION_URI, Hint, VERSION};
 use auralink_proto::description::Target;
 use auralink_proto::dtls::Identity;
@@ -69,6 +70,7 @@ impl Sidecar {
                 consent_timeout: Duration::from_secs(30),
             },
             &identity,
+            Arc::new(Engine::start(EngineConfig::default()).unwrap()),
             sender,
         )
         .unwrap();
@@ -77,6 +79,8 @@ impl Sidecar {
             fingerprint: identity.fingerprint().to_owned(),
             client_candidates: media.client_candidates(0),
             ufrag_prefix: ufrag_prefix(0),
+            rungs: media.rungs(),
+            models: None,
         });
         Self {
             media,

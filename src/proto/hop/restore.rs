@@ -13,7 +13,7 @@ use crate::hop::window::{Arrival, Frame, Window};
 use crate::hop::{IP_UDP, Report, TAG};
 use crate::ladder::{CodecId, Rung, Rungs};
 use crate::packet::RtpHeader;
-use interval::Interval;
+use interval::{Interval, LOOK_EVERY};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -25,9 +25,6 @@ const PACE: Duration = Duration::from_millis(40);
 
 /// A stream carries copies as long as one of its last so many packets did: 2 s of speech.
 const COPIES_WITHIN: u64 = 50;
-
-/// While packets come, a report goes out so often.
-const REPORT_EVERY: Duration = Duration::from_secs(1);
 
 /// Jobs of a codec in a row that failed or came too late before its rungs are taken back.
 const FAILURES: u32 = 2;
@@ -167,7 +164,7 @@ impl Restorer {
             }
         };
         self.interval.hop_bytes += wire_len as u64;
-        self.interval.due.get_or_insert(now + REPORT_EVERY);
+        self.interval.due.get_or_insert(now + LOOK_EVERY);
         let hint = self
             .config
             .hint_id
@@ -573,6 +570,7 @@ impl Restorer {
         let highest = self.window.highest()?;
         self.interval.due.filter(|due| *due <= now)?;
         let rungs = self.rungs();
-        Some(self.interval.report(ssrc, highest, rungs))
+        let wants = self.interval.wants(now, rungs);
+        wants.then(|| self.interval.report(ssrc, highest, rungs))
     }
 }

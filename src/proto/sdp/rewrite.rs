@@ -4,8 +4,8 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 
-use super::steer::{red_payload_types, steer_line};
 use super::aic::{self, AicLine};
+use super::steer::{red_payload_types, steer_line};
 use super::{Line, Media, Sdp, Setup, attribute, parse_extmap};
 use crate::description::{Creds, HostCandidate};
 
@@ -50,6 +50,8 @@ pub struct Edit {
     pub extmaps: Vec<(String, u16, String)>,
     /// Remove every `a=extmap` with this URI; done before `extmaps` are added.
     pub strip_extmap_uri: Option<&'static str>,
+    /// Remove every `a=extmap` with this id, whatever its URI; done before `extmaps` are added.
+    pub strip_extmap_id: Option<u16>,
     /// `a=aic` to add, by mid; the writer's own lines always go, because they are for one hop.
     pub aic: Vec<(String, AicLine)>,
     /// What is to change in single m-sections.
@@ -393,9 +395,10 @@ impl Section {
             }),
             "rtcp" => Some(rtcp(line, value)),
             "extmap" => {
-                let stripped = edit
-                    .strip_extmap_uri
-                    .is_some_and(|uri| parse_extmap(value).is_some_and(|(_, known)| known == uri));
+                let stripped = parse_extmap(value).is_some_and(|(id, uri)| {
+                    edit.strip_extmap_uri.is_some_and(|strip| strip == uri)
+                        || edit.strip_extmap_id == Some(id)
+                });
                 (!stripped).then(|| line.into())
             }
             _ => Some(line.into()),

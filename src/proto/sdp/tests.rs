@@ -96,6 +96,7 @@ fn edit() -> Edit {
         extmaps: Vec::new(),
         aic: Vec::new(),
         strip_extmap_uri: None,
+        strip_extmap_id: None,
         media: Vec::new(),
     }
 }
@@ -500,6 +501,7 @@ fn free_ids_are_free_everywhere() {
         extmaps: Vec::new(),
         aic: Vec::new(),
         strip_extmap_uri: Some(AIC),
+        strip_extmap_id: None,
         ..added
     };
     assert_eq!(

@@ -75,6 +75,7 @@ impl Session {
                 extmaps: Vec::new(),
                 aic: Vec::new(),
                 strip_extmap_uri: Some(EXTENSION_URI),
+                strip_extmap_id: None,
                 media: Vec::new(),
             },
         ))

@@ -2,7 +2,7 @@
 
 use crate::hop::Report;
 use crate::ladder::Rungs;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What a report counts.
 #[derive(Debug, Default)]
@@ -15,15 +15,47 @@ pub(super) struct Interval {
     pub(super) missing: u64,
     pub(super) hop_bytes: u64,
     pub(super) restored_bytes: u64,
-    /// When the next report is due.
+    /// When to look whether a report is due.
     pub(super) due: Option<Instant>,
+    /// Looks since the last report at which there was nothing to say.
+    quiet: u8,
+    /// What the last report said, and how often it is to be said again: a report may be lost.
+    said: Option<Rungs>,
+    again: u8,
     /// Arrival and send time of the last packet, in 1/65,536 s.
     pub(super) transit: Option<(u32, u32)>,
     /// In 1/16 of 1/65,536 s.
     pub(super) jitter: u32,
 }
 
+/// How often it is looked.
+pub(super) const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Rungs that changed are told so many times.
+const TIMES: u8 = 3;
+
+/// A hop that loses nothing says so at every so many looks: a report each second would be 3 % of the
+/// speech that it speaks of.
+const QUIET_LOOKS: u8 = 5;
+
 impl Interval {
+    /// Whether a look at `now` makes a report: something was lost, the rungs changed, or nothing was said
+    /// for long.
+    pub(super) fn wants(&mut self, now: Instant, rungs: Rungs) -> bool {
+        self.due = None;
+        self.quiet = self.quiet.saturating_add(1);
+        if self.said != Some(rungs) {
+            self.said = Some(rungs);
+            self.again = TIMES;
+        }
+        if self.again > 0 || self.lost > 0 || self.quiet >= QUIET_LOOKS {
+            self.again = self.again.saturating_sub(1);
+            return true;
+        }
+        self.due = Some(now + LOOK_EVERY);
+        false
+    }
+
     /// A packet sent at `sent` arrived at `now` (RFC 3550 section 6.4.1).
     pub(super) fn arrived(&mut self, now: u32, sent: u32) {
         if let Some((last_now, last_sent)) = self.transit.replace((now, sent)) {
@@ -56,6 +88,8 @@ impl Interval {
         *self = Self {
             transit: self.transit,
             jitter: self.jitter,
+            said: self.said,
+            again: self.again,
             ..Self::default()
         };
         report

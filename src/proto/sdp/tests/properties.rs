@@ -77,6 +77,7 @@ fn full_edit() -> Edit {
         ],
         aic: Vec::new(),
         strip_extmap_uri: Some(AIC),
+        strip_extmap_id: None,
         media: vec![MediaSteer {
             mid: "0".to_owned(),
             remove_red: true,

@@ -73,6 +73,7 @@ fn ours() -> Edit {
         extmaps: Vec::new(),
         aic: Vec::new(),
         strip_extmap_uri: None,
+        strip_extmap_id: None,
         media: Vec::new(),
     }
 }

@@ -134,6 +134,7 @@ fn speech_is_packed_at_one_side_and_restored_at_the_other() {
             let pack = rule.pack.unwrap();
             assert_eq!((pack.rung, pack.rungs), (Rung::L2, Rungs::ALL), "{name}");
             assert!(rule.opus_pts.0.is_some(), "{name}");
+            assert!(pack.hint_id < 15, "{name}: one-byte headers are shorter");
             let other = receiver.rules(up).find(|other| other.mid == rule.mid);
             let other = other.unwrap();
             let restore = other.restore.unwrap();
