@@ -16,6 +16,7 @@ use auralink_proto::signal::wire::{write_bytes, write_uint};
 use auralink_proto::signal::{Frame, Verdict};
 use end::{End, OPUS, RED, wait};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
