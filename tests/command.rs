@@ -108,7 +108,7 @@ fn check_shows_what_a_room_gets() {
         "a.yaml: ok: 127.0.0.1:7980 → http://127.0.0.1:7880, 1 room rules\n"
     );
     let (code, out, _) = check(text, &["--room", "support-1", "--identity", "ann"]);
-    let expected = "# room \"support-1\": rooms[0]\nmode: lean\naudio: { max_bitrate: 16k, packet: 40ms, red: auto }\n# no video: left alone\n";
+    let expected = "# room \"support-1\": rooms[0]\nmode: lean\naudio: { max_bitrate: 16k, packet: 40ms, red: auto }\nrung: L4\ndisclose: false\n# no video: left alone\n";
     assert_eq!((code, out.as_str()), (0, expected));
     let warned = check("rooms: [{match: '*'}, {match: a}]", &[]);
     assert_eq!(warned.0, 0);
