@@ -73,6 +73,8 @@ pub struct EngineStatus {
     pub bundles: BTreeMap<String, String>,
     /// Codec threads that take jobs.
     pub threads_up: usize,
+    /// Groups encoded, by rung.
+    pub encoded: BTreeMap<String, u64>,
     /// Jobs by what became of them.
     pub jobs: BTreeMap<&'static str, u64>,
     /// How often circuit breakers opened, by rung; `all`: the engine's.
@@ -96,6 +98,11 @@ impl EngineStatus {
             problems: status.problems,
             bundles: status.bundles.into_iter().collect(),
             threads_up: status.threads_up,
+            encoded: Rungs::ALL
+                .iter()
+                .map(|rung| rung.to_string())
+                .zip(counters.encoded)
+                .collect(),
             jobs: BTreeMap::from([
                 ("encoded", counters.encoded.iter().sum()),
                 ("decoded", counters.decoded),

@@ -102,9 +102,9 @@ pub struct HopStats {
     pub missed: u64,
     /// Framed packets that came.
     pub framed_received: u64,
-    /// Framed packets that were lost.
+    /// Framed packets that were lost, and of which no copy came either.
     pub lost: u64,
-    /// Of those, made good by a copy.
+    /// Framed packets that were lost and made good by a copy.
     pub copied: u64,
     /// Originals restored from coded payloads, concealed ones included.
     pub restored: u64,
