@@ -124,14 +124,14 @@ def call(running: lab.Lab, mode: str, seconds: float, browser: bool, out: Path) 
         wav = out / f"{mode}-{who}-heard-{other}.wav"
         shutil.move(heard["wav"], wav)
         inbound = [f for f in report["inbound"] if f["kind"] == "audio"]
-        mine = addresses(report)
-        near = traffic(mine, wire, running.edge_ports if who in at_edge else running.media_ports, f"{mode}: {who}")
+        client = mine = addresses(report)
+        near = traffic(client, wire, running.edge_ports if who in at_edge else running.media_ports, f"{mode}: {who}")
         if who in at_edge:
-            mine = hop_addresses(packets, mine, running.media_ports)
+            mine = hop_addresses(packets, client, running.media_ports)
         people[who] = {
             **(traffic(mine, wire, running.media_ports, f"{mode}: {who}, between edge and origin") if who in at_edge else near),
             "client_up_kbps": near["up_kbps"],
-            "talking_up_kbps": talking(mine, samples),
+            "talking_up_kbps": talking(client, mine, samples),
             "heard": str(wav),
             "said": str(Path(running.tool("AURALINK_SPEECH")) / PEOPLE[other]),
             "said_at": reports[other].get("said_at"),
@@ -192,14 +192,15 @@ def traffic(mine: set[str], wire: dict, ports: list[int], what: str) -> dict:
     return out
 
 
-def talking(mine: set[str], samples: list[dict]) -> float:
-    """Median kbps up of the seconds in which this person spoke throughout: those with nearly the most packets."""
-    points = []
-    for sample in samples:
-        flows = [f for f in sample["flows"] if f["src"] in mine]
-        points.append((sum(f["packets"] for f in flows) / sample["seconds"], sum(f["bytes"] for f in flows) * 8 / 1000 / sample["seconds"]))
-    full = max(p for p, _ in points)
-    return statistics.median(kbps for pps, kbps in points if pps >= 0.9 * full)
+def talking(client: set[str], mine: set[str], samples: list[dict]) -> float:
+    """Median kbps up from the addresses `mine` in the seconds in which this person spoke throughout: those with nearly the most packets
+    from the client."""
+
+    def rate(sample: dict, sources: set[str], what: str) -> float:
+        return sum(f[what] for f in sample["flows"] if f["src"] in sources) / sample["seconds"]
+
+    full = max(rate(sample, client, "packets") for sample in samples)
+    return statistics.median(rate(s, mine, "bytes") * 8 / 1000 for s in samples if rate(s, client, "packets") >= 0.9 * full)
 
 
 def score(running: lab.Lab, people: dict) -> None:

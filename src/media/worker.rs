@@ -4,18 +4,17 @@
 //! Nothing here blocks but the poll itself.
 
 mod codecs;
+mod pcs;
 mod streams;
 
 use super::sender::{Batch, Udp};
 use super::tcp::Connection;
-use super::{
-    Command, HopSnapshot, LegSnapshot, MediaEvent, PcSnapshot, SessionId, Snapshot, WorkerCounters,
-};
+use super::{Command, MediaEvent, SessionId, Snapshot, WorkerCounters};
 use arc_swap::ArcSwap;
 use auralink_engine::{Engine, Port};
 use auralink_proto::aic::ntp_middle;
 use auralink_proto::coding::HopStats;
-use auralink_proto::description::{PcDescription, Target};
+use auralink_proto::description::Target;
 use auralink_proto::dtls::Identity;
 use auralink_proto::flow::FlowStats;
 use auralink_proto::ladder::Rungs;
@@ -523,191 +522,5 @@ impl State {
                 Err(mpsc::TryRecvError::Empty) => return true,
             }
         }
-    }
-
-    fn describe(
-        &mut self,
-        session: SessionId,
-        description: &PcDescription,
-        sockets: Vec<std::net::UdpSocket>,
-    ) {
-        let now = now();
-        let id = (session, description.target);
-        let key = match self.by_session.get(&id) {
-            Some(key) => *key,
-            // Its sockets come with the first description; without them it is one for a peer
-            // connection that has ended.
-            None if sockets.is_empty() => return,
-            None => match self.open(now, id, description, sockets) {
-                Ok(key) => key,
-                Err(error) => {
-                    tracing::error!(session, %error, "cannot use the sockets of a server leg");
-                    return;
-                }
-            },
-        };
-        let Some(pc) = self.pcs.get_mut(key) else {
-            return;
-        };
-        pc.relay
-            .describe(now, description, &mut self.scratch, &mut self.out);
-        for old in std::mem::take(&mut pc.ufrags) {
-            self.by_ufrag.remove(&old);
-        }
-        pc.ufrags = pc
-            .relay
-            .leg(Side::Client)
-            .lite_ufrags()
-            .map(str::to_owned)
-            .collect();
-        for ufrag in &pc.ufrags {
-            self.by_ufrag.insert(ufrag.clone(), key);
-        }
-        self.after(key);
-    }
-
-    fn open(
-        &mut self,
-        now: Now,
-        id: (SessionId, Target),
-        description: &PcDescription,
-        sockets: Vec<std::net::UdpSocket>,
-    ) -> io::Result<usize> {
-        let key = self.pcs.vacant_key();
-        let mut keys = Vec::new();
-        let mut locals = Vec::new();
-        for socket in sockets {
-            let mut local = socket.local_addr()?;
-            // Bound to all addresses because the advertised one is not this host's: checks
-            // leave from whatever the route says, and the peer learns it from them.
-            if local.ip().is_unspecified()
-                && let Some(client) = self.out.sockets.iter().find_map(|(_, client)| {
-                    (client.udp.local.is_ipv4() == local.is_ipv4()).then_some(client.udp.local)
-                })
-            {
-                local.set_ip(client.ip());
-            }
-            keys.push(self.add_socket(Owner::Pc(key), local, socket)?);
-            locals.push(local);
-        }
-        self.next_id += 1;
-        // The engine is shared by all workers.
-        let pc_id = (self.setup.index as u64) << 40 | self.next_id;
-        let relay = Relay::new(
-            pc_id,
-            self.rungs,
-            now.instant,
-            &self.setup.identity,
-            self.setup.consent_timeout,
-            locals,
-            description,
-        );
-        self.by_session.insert(id, key);
-        self.by_id.insert(pc_id, key);
-        self.pcs.insert(Pc {
-            id: pc_id,
-            session: id.0,
-            relay,
-            sockets: keys,
-            paths: Vec::new(),
-            ufrags: Vec::new(),
-            due: None,
-        });
-        Ok(key)
-    }
-
-    fn close(&mut self, key: usize) {
-        if let Some(pc) = self.pcs.get_mut(key) {
-            pc.relay.close(now(), &mut self.scratch, &mut self.out);
-        }
-        self.after(key);
-    }
-
-    /// Frees everything a peer connection had.
-    fn remove(&mut self, key: usize) {
-        // Its goodbyes may still be in the run, for a socket that is about to go.
-        self.out.flush();
-        let Some(mut pc) = self.pcs.try_remove(key) else {
-            return;
-        };
-        self.by_id.remove(&pc.id);
-        for side in [Side::Client, Side::Server] {
-            self.ended_hop += pc.relay.coding_from(side).stats();
-        }
-        pc.relay.end_coding();
-        codecs::jobs(&mut pc, &self.codecs, &mut self.scratch, &mut self.out);
-        self.by_session.remove(&(pc.session, pc.relay.target()));
-        self.ended[0] += pc.relay.flow_from(Side::Client).stats;
-        self.ended[1] += pc.relay.flow_from(Side::Server).stats;
-        for ufrag in &pc.ufrags {
-            if self.by_ufrag.get(ufrag) == Some(&key) {
-                self.by_ufrag.remove(ufrag);
-            }
-        }
-        for path in &pc.paths {
-            if self.by_path.get(path) == Some(&key) {
-                self.by_path.remove(path);
-            }
-            if let Some(tcp) = self.out.tcp_by_path.get(path) {
-                self.out.broken_tcp.push(*tcp);
-            }
-        }
-        for socket in pc.sockets {
-            if let Some(mut socket) = self.out.sockets.try_remove(socket) {
-                self.out.by_local.remove(&socket.udp.local);
-                // Closing it would do the same; this says it out loud.
-                let _ = self.poll.registry().deregister(&mut socket.udp.socket);
-            }
-        }
-    }
-
-    fn publish(&mut self) {
-        self.next_snapshot = now().instant + SNAPSHOT_EVERY;
-        let leg = |relay: &Relay, side: Side| {
-            let leg = relay.leg(side);
-            LegSnapshot {
-                state: leg.state(),
-                remote: leg.path().map(|path| (path.remote, path.tcp)),
-                srtp: leg.srtp_profile(),
-            }
-        };
-        let pcs = self
-            .pcs
-            .iter()
-            .map(|(_, pc)| PcSnapshot {
-                session: pc.session,
-                target: pc.relay.target(),
-                client: leg(&pc.relay, Side::Client),
-                server: leg(&pc.relay, Side::Server),
-                up: pc.relay.flow_from(Side::Client).stats,
-                down: pc.relay.flow_from(Side::Server).stats,
-                shedding: pc.relay.flow_from(Side::Server).shedding(),
-                hop: [Side::Client, Side::Server].map(|side| {
-                    let coding = pc.relay.coding_from(side);
-                    let (rung, streams) = coding.in_use();
-                    HopSnapshot {
-                        rung,
-                        streams,
-                        stats: coding.stats(),
-                    }
-                }),
-            })
-            .collect();
-        self.setup.snapshot.store(Arc::new(Snapshot {
-            counters: self.out.counters,
-            pcs,
-            ended_up: self.ended[0],
-            ended_down: self.ended[1],
-            ended_hop: self.ended_hop,
-        }));
-    }
-
-    fn stop(&mut self) {
-        let keys: Vec<usize> = self.pcs.iter().map(|(key, _)| key).collect();
-        for key in keys {
-            self.close(key);
-        }
-        self.out.flush();
-        self.publish();
     }
 }

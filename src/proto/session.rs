@@ -5,23 +5,23 @@
 //! told one of ours, and the other way round, so that a repeated SDP is rewritten to the same
 //! text and an ICE restart of either side is an ICE restart of both legs.
 
+mod hop;
 mod visit;
 mod whip;
 
 use crate::aic::EXTENSION_URI;
 use crate::description::{
-    Creds, DtlsRole, HostCandidate, LegDescription, MediaKind, PcDescription, Target, TrackRule,
+    Creds, DtlsRole, HostCandidate, LegDescription, PcDescription, Target, TrackRule,
 };
 use crate::ladder::{Rung, Rungs};
 use crate::policy::{Mode, Policy};
-use crate::sdp::{
-    AicLine, Edit, Media, MediaSteer, Sdp, Setup, free_extmap_ids, free_payload_type, rewrite,
-};
+use crate::sdp::{AicLine, Edit, Media, MediaSteer, Sdp, Setup, rewrite};
 use crate::signal::{
     Frame, JoinRequestInfo, RequestVisitor, SdpSlot, SignalError, Verdict, edit_join_request,
     edit_request, edit_response,
 };
 use crate::steering::{Hop, MID_URI, Tracks, down_rules, steer, up_rules};
+use hop::{aic_extmaps, aic_pts, answered_aic, answered_extmaps, offered_aic, unanswered_id};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use visit::Visit;
@@ -469,99 +469,6 @@ fn roles(setup: Option<Setup>) -> Option<(DtlsRole, DtlsRole)> {
         Setup::Passive => Some((DtlsRole::Client, DtlsRole::Server)),
         _ => None,
     }
-}
-
-/// The AIC extension for every media section of an offer, under one id that is free in all.
-fn aic_extmaps(sdp: &Sdp<'_>, taken: Option<u16>) -> Vec<(String, u16, String)> {
-    let already = sdp
-        .media()
-        .iter()
-        .find_map(|media| media.extmap_id(EXTENSION_URI));
-    let free = || free_extmap_ids(sdp, 1).ids.first().copied();
-    let Some(id) = already.or(taken).or_else(free) else {
-        return Vec::new();
-    };
-    sdp.media()
-        .iter()
-        .filter(|media| !media.rejected && media.kind != MediaKind::Other)
-        .map(|media| (media.mid.clone(), id, EXTENSION_URI.to_owned()))
-        .collect()
-}
-
-/// Extensions that browsers offer and LiveKit never answers.
-const UNANSWERED: [&str; 3] = [
-    "http://www.webrtc.org/experiments/rtp-hdrext/color-space",
-    "http://www.webrtc.org/experiments/rtp-hdrext/video-timing",
-    "http://www.webrtc.org/experiments/rtp-hdrext/video-content-type",
-];
-
-/// The id of an extension that may go from an offer where all one-byte ids are taken: the hint in
-/// two-byte headers would be 4 bytes longer, 4 % of a framed packet.
-fn unanswered_id(sdp: &Sdp<'_>) -> Option<u16> {
-    if !free_extmap_ids(sdp, 1).two_byte {
-        return None;
-    }
-    let id_of = |uri: &&str| sdp.media().iter().find_map(|media| media.extmap_id(uri));
-    let id = UNANSWERED.iter().find_map(id_of)?;
-    // Under BUNDLE an id means one thing, but a client may do without BUNDLE.
-    let others = |(known, uri): &(u16, String)| *known == id && !UNANSWERED.contains(&uri.as_str());
-    let mut extmaps = sdp.media().iter().flat_map(|media| &media.extmaps);
-    (id < 15 && !extmaps.any(others)).then_some(id)
-}
-
-/// The AIC extension where the offer has it, under the offerer's own id.
-fn answered_extmaps(offered: &[Media]) -> Vec<(String, u16, String)> {
-    offered
-        .iter()
-        .filter(|media| !media.rejected)
-        .filter_map(|media| {
-            let id = media.extmap_id(EXTENSION_URI)?;
-            Some((media.mid.clone(), id, EXTENSION_URI.to_owned()))
-        })
-        .collect()
-}
-
-/// `a=aic` for the audio sections of an offer, under the payload type that the last one had.
-fn offered_aic(
-    sdp: &Sdp<'_>,
-    told: &[(String, AicLine)],
-    (rungs, models): (Rungs, Option<u32>),
-) -> Vec<(String, AicLine)> {
-    let wanted = told.first().map(|(_, line)| line.pt);
-    let Some(pt) = free_payload_type(sdp, wanted) else {
-        return Vec::new();
-    };
-    sdp.media()
-        .iter()
-        .filter(|media| !media.rejected && media.kind == MediaKind::Audio)
-        .map(|media| {
-            let line = AicLine { pt, rungs, models };
-            (media.mid.clone(), line)
-        })
-        .collect()
-}
-
-/// `a=aic` where the offer has it, under the offerer's own payload type.
-fn answered_aic(
-    offered: &[Media],
-    (rungs, models): (Rungs, Option<u32>),
-) -> Vec<(String, AicLine)> {
-    offered
-        .iter()
-        .filter(|media| !media.rejected)
-        .filter_map(|media| {
-            let pt = media.aic?.pt;
-            Some((media.mid.clone(), AicLine { pt, rungs, models }))
-        })
-        .collect()
-}
-
-/// Payload types of framed packets that come from a peer and that go to it.
-fn aic_pts(told: &[(String, AicLine)], from_peer: &[Media]) -> (Option<u8>, Option<u8>) {
-    let theirs = from_peer.iter().find_map(|media| media.aic);
-    // A peer that says nothing of it sends none.
-    let ours = theirs.and_then(|_| told.first());
-    (ours.map(|(_, line)| line.pt), theirs.map(|line| line.pt))
 }
 
 /// LiveKit's trickled candidates name the generation they belong to; checks are told apart by
