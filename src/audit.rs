@@ -17,6 +17,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::watch;
 
 /// How often is looked: as often as workers publish.
 const EVERY: Duration = Duration::from_secs(1);
@@ -104,19 +105,34 @@ impl Audit {
         }
     }
 
-    /// Writes the log until the process ends.
-    pub(crate) async fn follow(mut self, app: Arc<App>, media: Arc<Media>, engine: Arc<Engine>) {
+    /// Writes the log until `stop` changes; then everything that runs ends.
+    pub(crate) async fn follow(
+        mut self,
+        app: Arc<App>,
+        media: Arc<Media>,
+        engine: Arc<Engine>,
+        mut stop: watch::Receiver<()>,
+    ) {
         let mut running: HashMap<(SessionId, &'static str), Running> = HashMap::new();
         let mut every = tokio::time::interval(EVERY);
-        loop {
-            every.tick().await;
+        let mut stopping = false;
+        while !stopping {
+            tokio::select! {
+                _ = every.tick() => {}
+                _ = stop.changed() => stopping = true,
+            }
             let cells: HashMap<SessionId, Arc<Cell>> = app
                 .cells()
                 .into_iter()
                 .map(|cell| (cell.id, cell))
                 .collect();
             let mut now = HashMap::new();
-            for pc in media.snapshots().iter().flat_map(|s| s.pcs.clone()) {
+            let snapshots = if stopping {
+                Vec::new()
+            } else {
+                media.snapshots()
+            };
+            for pc in snapshots.iter().flat_map(|s| s.pcs.clone()) {
                 for (direction, hop) in ["from", "to"].into_iter().zip(pc.hop) {
                     let packets = hop.stats.coded + hop.stats.restored;
                     if packets > 0 {

@@ -72,12 +72,15 @@ pub async fn run(settings: Settings, path: &Path) -> Result<(), Fault> {
     tokio::spawn(app.clone().follow(events_from_media));
     tokio::spawn(media.clone().accept_tcp());
     tokio::spawn(live.clone().watch());
+    let (audit_ends, audit_end) = tokio::sync::watch::channel(());
+    let mut auditing = None;
     if let Some(path) = &settings.audit {
         let audit = Audit::open(path).map_err(|error| {
             let what = format!("audit.log: cannot open {}: {error}", path.display());
             Fault::internal(What::Config, what)
         })?;
-        tokio::spawn(audit.follow(app.clone(), media.clone(), engine.clone()));
+        let follow = audit.follow(app.clone(), media.clone(), engine.clone(), audit_end);
+        auditing = Some(tokio::spawn(follow));
     }
     tokio::spawn(watch_models(engine.clone()));
     let mut generations = live.subscribe();
@@ -127,6 +130,11 @@ pub async fn run(settings: Settings, path: &Path) -> Result<(), Fault> {
     drain.send_replace(Drain::Leaving);
     // Returns when every connection has been closed.
     let _ = serving.await;
+    drop(audit_ends);
+    if let Some(auditing) = auditing {
+        // It has only its last lines to write.
+        let _ = auditing.await;
+    }
     tracing::info!("stopped");
     Ok(())
 }
