@@ -51,9 +51,7 @@ struct Inner {
     /// Legs that are up, until the first peer connection has both.
     legs_up: Vec<(Target, Side)>,
     joined: bool,
-    /// The participant's own speech is coded.
-    coded: bool,
-    /// And the room was told so.
+    /// The room was told that the participant's speech is coded.
     disclosed: bool,
     sockets: Bound,
     /// A WHIP session, which has no signalling connection, holds its place among the sessions by it.
@@ -163,6 +161,25 @@ impl App {
             .collect()
     }
 
+    /// Whether the configuration in force has a session off that began otherwise.
+    fn is_off_now(&self, cell: &Cell) -> bool {
+        let claims = &cell.claims;
+        let now = self
+            .live
+            .policy(&claims.room, &claims.identity, &claims.api_key);
+        cell.policy.mode != Mode::Off && now.mode == Mode::Off
+    }
+
+    /// Whether a participant's own speech has been coded, a second ago at the latest.
+    fn is_coded(&self, session: SessionId) -> bool {
+        let snapshots = self.media.snapshots();
+        let mut pcs = snapshots.iter().flat_map(|snapshot| &snapshot.pcs);
+        pcs.any(|pc| {
+            let [up, _] = &pc.hop;
+            pc.session == session && up.stats.coded + up.stats.restored > 0
+        })
+    }
+
     fn identity_hash(&self, identity: &str) -> String {
         let mut hash = sha2::Sha256::new();
         hash.update(self.salt);
@@ -205,7 +222,6 @@ impl App {
                 gone: false,
                 legs_up: Vec::new(),
                 joined: false,
-                coded: false,
                 disclosed: false,
                 sockets: [Vec::new(), Vec::new()],
                 whip: None,
@@ -239,10 +255,6 @@ impl App {
             let at = usize::from(description.target == Target::Subscriber);
             let sockets = std::mem::take(&mut inner.sockets[at]);
             inner.open_pcs += u32::from(!sockets.is_empty());
-            inner.coded |= description
-                .up
-                .iter()
-                .any(|rule| rule.pack.is_some() || rule.restore.is_some());
             self.media
                 .describe(cell.worker, cell.id, description, sockets);
         }
@@ -368,14 +380,7 @@ impl App {
     /// Ends what needs no renegotiation in sessions whose room is `off` now.
     pub(crate) fn policy_changed(&self) {
         for cell in self.cells() {
-            if cell.policy.mode == Mode::Off {
-                continue;
-            }
-            let claims = &cell.claims;
-            let now = self
-                .live
-                .policy(&claims.room, &claims.identity, &claims.api_key);
-            if now.mode == Mode::Off {
+            if self.is_off_now(&cell) {
                 let stopped = self.with(&cell, |session, _| {
                     session.stop_shedding();
                     Ok(())

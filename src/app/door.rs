@@ -144,6 +144,10 @@ impl SignalSession for Signal {
             self.incarnation = inner.incarnation;
             inner.signalling_open = true;
             inner.accepted = true;
+            // The configuration may have changed while LiveKit was being asked.
+            if self.app.is_off_now(&self.cell) {
+                inner.session.stop_shedding();
+            }
             self.app.tell_media(&self.cell, &mut inner);
         }
         self.app.enter(&self.cell);
@@ -186,7 +190,7 @@ impl SignalSession for Signal {
     fn extra_frame(&mut self) -> Option<Verdict> {
         let cell = &self.cell;
         let mut inner = cell.lock();
-        if !cell.policy.disclose || !inner.coded || inner.disclosed {
+        if !cell.policy.disclose || inner.disclosed || !self.app.is_coded(cell.id) {
             return None;
         }
         inner.disclosed = true;

@@ -13,11 +13,10 @@ use super::{Command, MediaEvent, SessionId, Snapshot, WorkerCounters};
 use arc_swap::ArcSwap;
 use auralink_engine::{Engine, Port};
 use auralink_proto::aic::ntp_middle;
-use auralink_proto::coding::HopStats;
+use auralink_proto::coding::{EngineRungs, HopStats};
 use auralink_proto::description::Target;
 use auralink_proto::dtls::Identity;
 use auralink_proto::flow::FlowStats;
-use auralink_proto::ladder::Rungs;
 use auralink_proto::packet::{Kind, classify};
 use auralink_proto::relay::{Now, Relay, RelayEvent, Scratch, Side, Transmit};
 use auralink_proto::stun::{Path, addressed_ufrag};
@@ -167,7 +166,7 @@ struct State {
     by_id: HashMap<u64, usize>,
     codecs: Port,
     /// What the codecs could do at the last look.
-    rungs: Rungs,
+    rungs: EngineRungs,
     timers: BinaryHeap<Reverse<(Instant, usize)>>,
     ready: VecDeque<usize>,
     /// TCP connections that were not read to their end in the last turn.
@@ -206,7 +205,7 @@ pub(super) fn spawn(mut setup: Setup) -> io::Result<(Arc<Waker>, JoinHandle<()>)
         by_ufrag: HashMap::new(),
         by_path: HashMap::new(),
         by_id: HashMap::new(),
-        rungs: codecs.rungs(),
+        rungs: codecs::rungs(&codecs),
         codecs,
         timers: BinaryHeap::new(),
         ready: VecDeque::new(),

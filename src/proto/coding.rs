@@ -16,10 +16,36 @@ use crate::packet::RtpHeader;
 use crate::relay::Now;
 use rustc_hash::FxHashMap;
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-/// Streams of one direction that are coded at a time; further ones pass as they are.
-const MAX_STREAMS: usize = 512;
+/// Streams of one direction that are coded at a time; further ones pass as they are. A participant
+/// publishes a few; who makes up more must not take the codecs from everybody else.
+pub const MAX_UP: usize = 32;
+/// Towards a participant: a large room, over a long call.
+pub const MAX_DOWN: usize = 512;
+
+/// A stream that has been silent for so long may give its place to another.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// Audio that a stream may have decoded and coded at once, and more than it can say in real time.
+const BUDGET: Duration = Duration::from_millis(1_500);
+
+/// What an engine can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EngineRungs {
+    /// What it codes now.
+    pub encodes: Rungs,
+    /// What it decodes.
+    pub decodes: Rungs,
+}
+
+impl EngineRungs {
+    /// There is none.
+    pub const NONE: Self = Self {
+        encodes: Rungs::NONE,
+        decodes: Rungs::NONE,
+    };
+}
 
 /// Our SSRC in reports. It sends nothing else, so its SRTCP index is its own.
 const REPORTER: u32 = u32::from_be_bytes(*b"AIC1");
@@ -140,6 +166,14 @@ impl std::ops::AddAssign for HopStats {
 
 #[derive(Debug)]
 struct Stream {
+    ssrc: u32,
+    /// `a=mid` of its rule.
+    mid: String,
+    /// When its last packet came.
+    last: Instant,
+    /// Audio that the engine may still be asked to decode or code.
+    budget: Duration,
+    refilled: Instant,
     packer: Option<Packer>,
     /// What the rule wants.
     wanted: Rung,
@@ -160,26 +194,37 @@ pub struct Coding {
     /// By number within [`Coding::base`].
     streams: Vec<Stream>,
     by_ssrc: FxHashMap<u32, usize>,
+    /// Streams that may have a packet ready.
+    touched: VecDeque<usize>,
+    most: usize,
+    /// Framed packets that nothing is there for.
+    strays: u64,
     /// What the engine can do now.
-    engine: Rungs,
+    engine: EngineRungs,
     jobs: VecDeque<Job>,
     reports: Vec<Report>,
+    /// Of streams that gave up their place.
+    ended: HopStats,
     buffer: Vec<u8>,
 }
 
 impl Coding {
-    /// Without rules. Tracks are numbered from `base` on, at most 512 of them.
+    /// Without rules. Tracks are numbered from `base` on, at most `most` of them.
     #[must_use]
-    pub fn new(base: Track, engine: Rungs) -> Self {
+    pub fn new(base: Track, most: usize, engine: EngineRungs) -> Self {
         Self {
             base,
             rules: Vec::new(),
             mid_ext_id: None,
             streams: Vec::new(),
             by_ssrc: FxHashMap::default(),
+            touched: VecDeque::new(),
+            most,
+            strays: 0,
             engine,
             jobs: VecDeque::new(),
             reports: Vec::new(),
+            ended: HopStats::default(),
             buffer: Vec::new(),
         }
     }
@@ -199,16 +244,12 @@ impl Coding {
         }
         self.rules = rules;
         self.mid_ext_id = mid_ext_id;
-        for (ssrc, index) in &self.by_ssrc {
-            let Some(stream) = self.streams.get_mut(*index) else {
-                continue;
-            };
-            let rule = self.rules.iter().find(|rule| rule.ssrcs.contains(ssrc));
-            let Some(rule) = rule else {
-                // Found by its MID, or gone.
-                if !self.rules.iter().any(|rule| rule.ssrcs.is_empty()) {
-                    stream.wanted = Rung::NATIVE;
-                }
+        for stream in &mut self.streams {
+            let by_ssrc = |rule: &&TrackRule| rule.ssrcs.contains(&stream.ssrc);
+            let by_mid = |rule: &&TrackRule| rule.ssrcs.is_empty() && rule.mid == stream.mid;
+            let rules = self.rules.iter();
+            let Some(rule) = rules.clone().find(by_ssrc).or(rules.clone().find(by_mid)) else {
+                stream.wanted = Rung::NATIVE;
                 continue;
             };
             stream.wanted = rule.pack.map_or(Rung::NATIVE, |pack| pack.rung);
@@ -222,14 +263,14 @@ impl Coding {
     }
 
     /// What the engine can do from now on.
-    pub fn set_engine(&mut self, now: Instant, rungs: Rungs) {
-        self.engine = rungs;
+    pub fn set_engine(&mut self, now: Instant, engine: EngineRungs) {
+        self.engine = engine;
         for stream in &mut self.streams {
             if let Some(packer) = &mut stream.packer {
-                packer.set_rung(rungs.at_least(stream.wanted));
+                packer.set_rung(engine.encodes.at_least(stream.wanted));
             }
             if let Some(restorer) = &mut stream.restorer {
-                restorer.set_rungs(now, rungs);
+                restorer.set_rungs(now, engine.decodes);
             }
         }
     }
@@ -237,9 +278,15 @@ impl Coding {
     /// Offers a decrypted RTP packet, which took `wire_len` bytes on the wire of its sender.
     pub fn take(&mut self, now: Now, packet: &[u8], wire_len: usize) -> Taken {
         let Some(header) = RtpHeader::parse(packet) else {
-            return Taken::Not;
+            return self.odd(packet);
         };
-        let Some(index) = self.stream(&header, packet) else {
+        let framed = |rule: &TrackRule| rule.restore.is_some_and(|r| r.pt == header.payload_type);
+        let Some(index) = self.stream(now.instant, &header, packet) else {
+            // Nobody else can make anything of a framed packet.
+            if self.rules.iter().any(framed) {
+                self.strays += 1;
+                return Taken::Framed;
+            }
             return Taken::Not;
         };
         let Some(stream) = self.streams.get_mut(index) else {
@@ -251,7 +298,7 @@ impl Coding {
             && let Some(restore) = rule.restore
             && restore.pt == header.payload_type
         {
-            let engine = self.engine;
+            let engine = self.engine.decodes;
             let restorer = stream
                 .restorer
                 .get_or_insert_with(|| restorer(rule, restore, engine));
@@ -265,7 +312,7 @@ impl Coding {
             && let Some(opus_pt) = rule.opus_pts.0
         {
             let mut packer = packer(rule, pack, opus_pt, header.sequence);
-            packer.set_rung(self.engine.at_least(pack.rung));
+            packer.set_rung(self.engine.encodes.at_least(pack.rung));
             stream.wanted = pack.rung;
             stream.negotiated = pack.rungs;
             stream.packer = Some(packer);
@@ -279,24 +326,59 @@ impl Coding {
     }
 
     /// The stream of a packet, made where a rule is for it.
-    fn stream(&mut self, header: &RtpHeader, packet: &[u8]) -> Option<usize> {
+    fn stream(&mut self, now: Instant, header: &RtpHeader, packet: &[u8]) -> Option<usize> {
         if let Some(index) = self.by_ssrc.get(&header.ssrc) {
+            if let Some(stream) = self.streams.get_mut(*index) {
+                stream.last = now;
+            }
             return Some(*index);
         }
-        find(&self.rules, self.mid_ext_id, header, packet)?;
-        if self.streams.len() >= MAX_STREAMS {
-            return None;
-        }
-        let index = self.streams.len();
-        self.streams.push(Stream {
+        let rule = find(&self.rules, self.mid_ext_id, header, packet)?;
+        let rule = self.rules.get(rule)?;
+        let stream = Stream {
+            ssrc: header.ssrc,
+            mid: rule.mid.clone(),
+            last: now,
+            budget: BUDGET,
+            refilled: now,
             packer: None,
             wanted: Rung::NATIVE,
             negotiated: Rungs::NONE,
             restorer: None,
             reported: None,
-        });
+        };
+        let index = if self.streams.len() < self.most {
+            self.streams.push(stream);
+            self.streams.len() - 1
+        } else {
+            // What is packed keeps its place: its sequence numbers must go on.
+            let idle = |old: &Stream| {
+                old.packer.is_none() && now.saturating_duration_since(old.last) > IDLE
+            };
+            let index = self.streams.iter().position(idle)?;
+            let old = self.streams.get_mut(index)?;
+            self.ended += old.stats();
+            self.by_ssrc.remove(&old.ssrc);
+            *old = stream;
+            self.jobs.push_back(Job::Close(self.base + index as Track));
+            index
+        };
         self.by_ssrc.insert(header.ssrc, index);
         Some(index)
+    }
+
+    /// A packet whose header can't be read: none may go unframed in a stream that is framed.
+    fn odd(&mut self, packet: &[u8]) -> Taken {
+        let ssrc = packet.get(8..12).and_then(|four| four.first_chunk());
+        let framed = ssrc
+            .and_then(|ssrc| self.by_ssrc.get(&u32::from_be_bytes(*ssrc)))
+            .and_then(|index| self.streams.get(*index))
+            .is_some_and(|stream| stream.packer.is_some());
+        if framed {
+            self.strays += 1;
+            return Taken::Original;
+        }
+        Taken::Not
     }
 
     /// Moves on what a stream has: restored packets that are to be packed again, jobs, reports.
@@ -305,9 +387,15 @@ impl Coding {
         let Some(stream) = self.streams.get_mut(index) else {
             return;
         };
+        self.touched.push_back(index);
         if let Some(restorer) = &mut stream.restorer {
             while let Some(job) = restorer.poll_job() {
-                self.jobs.push_back(Job::Decode(track, job));
+                let cost = u64::from(job.unit_ms) * u64::from(job.count);
+                if spend(&mut stream.budget, &mut stream.refilled, now.instant, cost) {
+                    self.jobs.push_back(Job::Decode(track, job));
+                } else {
+                    restorer.failed(now.instant, job.id);
+                }
             }
             if let Some(packer) = &mut stream.packer {
                 while restorer.poll_packet(&mut self.buffer).is_some() {
@@ -318,7 +406,12 @@ impl Coding {
         }
         if let Some(packer) = &mut stream.packer {
             while let Some(job) = packer.poll_job() {
-                self.jobs.push_back(Job::Encode(track, job));
+                let cost = 20 * job.packets.len() as u64;
+                if spend(&mut stream.budget, &mut stream.refilled, now.instant, cost) {
+                    self.jobs.push_back(Job::Encode(track, job));
+                } else {
+                    packer.refused(now.instant, job.id, Refusal::Busy);
+                }
             }
         }
     }
@@ -374,18 +467,25 @@ impl Coding {
 
     /// Writes the next RTP packet that is to go on into `out`.
     pub fn poll_packet(&mut self, now: Now, out: &mut Vec<u8>) -> Option<Coded> {
-        self.streams.iter_mut().find_map(|stream| {
-            match (&mut stream.packer, &mut stream.restorer) {
-                (Some(packer), _) => {
-                    let sent = packer.poll_packet(now.ntp, out)?;
-                    Some(Coded::Framed {
-                        native_bytes: sent.native_bytes,
-                    })
+        while let Some(index) = self.touched.front() {
+            let ready = self.streams.get_mut(*index).and_then(|stream| {
+                match (&mut stream.packer, &mut stream.restorer) {
+                    (Some(packer), _) => {
+                        let sent = packer.poll_packet(now.ntp, out)?;
+                        Some(Coded::Framed {
+                            native_bytes: sent.native_bytes,
+                        })
+                    }
+                    (None, Some(restorer)) => restorer.poll_packet(out).map(|_| Coded::Restored),
+                    (None, None) => None,
                 }
-                (None, Some(restorer)) => restorer.poll_packet(out).map(|_| Coded::Restored),
-                (None, None) => None,
+            });
+            if ready.is_some() {
+                return ready;
             }
-        })
+            self.touched.pop_front();
+        }
+        None
     }
 
     /// Writes RTCP for the side that framed packets come from into `out`; `false`: there is none.
@@ -448,31 +548,54 @@ impl Coding {
     /// Counters.
     #[must_use]
     pub fn stats(&self) -> HopStats {
-        let mut sum = HopStats::default();
+        let mut sum = self.ended;
+        sum.unreadable += self.strays;
         for stream in &self.streams {
-            if let Some(Packer { stats, .. }) = &stream.packer {
-                sum += HopStats {
-                    framed_sent: stats.framed,
-                    copies_sent: stats.copies,
-                    coded: stats.coded,
-                    natives: stats.natives,
-                    missed: stats.missed,
-                    ..HopStats::default()
-                };
-            }
-            if let Some(Restorer { stats, .. }) = &stream.restorer {
-                sum += HopStats {
-                    framed_received: stats.framed,
-                    lost: stats.lost,
-                    copied: stats.copied,
-                    restored: stats.restored,
-                    concealed: stats.concealed,
-                    gaps: stats.gaps,
-                    undecoded: stats.missed + stats.failed,
-                    unreadable: stats.unreadable,
-                    ..HopStats::default()
-                };
-            }
+            sum += stream.stats();
+        }
+        sum
+    }
+}
+
+/// Takes `cost` milliseconds of audio out of a budget that fills again twice as fast as time goes.
+fn spend(budget: &mut Duration, refilled: &mut Instant, now: Instant, cost: u64) -> bool {
+    let passed = now.saturating_duration_since(*refilled);
+    *refilled = now;
+    *budget = (*budget + passed * 2).min(BUDGET);
+    match budget.checked_sub(Duration::from_millis(cost)) {
+        Some(left) => {
+            *budget = left;
+            true
+        }
+        None => false,
+    }
+}
+
+impl Stream {
+    fn stats(&self) -> HopStats {
+        let mut sum = HopStats::default();
+        if let Some(Packer { stats, .. }) = &self.packer {
+            sum += HopStats {
+                framed_sent: stats.framed,
+                copies_sent: stats.copies,
+                coded: stats.coded,
+                natives: stats.natives,
+                missed: stats.missed,
+                ..HopStats::default()
+            };
+        }
+        if let Some(Restorer { stats, .. }) = &self.restorer {
+            sum += HopStats {
+                framed_received: stats.framed,
+                lost: stats.lost,
+                copied: stats.copied,
+                restored: stats.restored,
+                concealed: stats.concealed,
+                gaps: stats.gaps,
+                undecoded: stats.missed + stats.failed,
+                unreadable: stats.unreadable,
+                ..HopStats::default()
+            };
         }
         sum
     }

@@ -4,12 +4,11 @@
 //! RTP and RTCP headers stay as they are, so SR, RR, NACK, PLI, TWCC and REMB work end to end
 //! between SFU and client; only a track's rule changes its packets ([`crate::flow`]).
 
-use crate::coding::{Coded, Coding, Job, Outcome, Taken};
+use crate::coding::{Coded, Coding, EngineRungs, Job, MAX_DOWN, MAX_UP, Outcome, Taken};
 use crate::description::{PcDescription, Target};
 use crate::dtls::Identity;
 use crate::flow::{Applied, Flow};
 use crate::hop::report;
-use crate::ladder::Rungs;
 use crate::leg::{CloseReason, Leg, LegEvent, LegState, Received};
 use crate::packet::report_blocks;
 use crate::stun::Path;
@@ -136,7 +135,7 @@ impl Relay {
     #[must_use]
     pub fn new(
         id: u64,
-        engine: Rungs,
+        engine: EngineRungs,
         now: Instant,
         identity: &Identity,
         consent_timeout: Duration,
@@ -157,8 +156,8 @@ impl Relay {
             down: Flow::default(),
             early_up: Early::default(),
             early_down: Early::default(),
-            up_coding: Coding::new(id << TRACK_BITS, engine),
-            down_coding: Coding::new(id << TRACK_BITS | DOWN, engine),
+            up_coding: Coding::new(id << TRACK_BITS, MAX_UP, engine),
+            down_coding: Coding::new(id << TRACK_BITS | DOWN, MAX_DOWN, engine),
             closed: false,
             events: VecDeque::new(),
         }
@@ -429,9 +428,9 @@ impl Relay {
     }
 
     /// What the codecs can do from now on.
-    pub fn set_engine(&mut self, now: Instant, rungs: Rungs) {
-        self.up_coding.set_engine(now, rungs);
-        self.down_coding.set_engine(now, rungs);
+    pub fn set_engine(&mut self, now: Instant, engine: EngineRungs) {
+        self.up_coding.set_engine(now, engine);
+        self.down_coding.set_engine(now, engine);
     }
 
     /// Makes jobs by which the engine forgets this relay.

@@ -4,6 +4,7 @@ use crate::dtls::{DtlsError, Identity, SrtpKeys};
 use rtc_dtls::extension::extension_use_srtp::SrtpProtectionProfile;
 use rtc_srtp::config::Config;
 use rtc_srtp::context::Context;
+use rtc_srtp::option::srtp_replay_protection;
 use rtc_srtp::protection_profile::ProtectionProfile;
 use rustc_hash::FxHashSet;
 use std::sync::Arc;
@@ -32,7 +33,12 @@ pub struct Srtp {
     fresh_short: Option<Fresh>,
 }
 
-type Fresh = Box<dyn Fn() -> Option<Context> + Send>;
+/// Makes a context, with a replay window of so many packets.
+type Fresh = Box<dyn Fn(Option<usize>) -> Option<Context> + Send>;
+
+/// Framed packets are replay-protected, because each is decoded and coded anew: the same one again would
+/// become other bytes under the same sequence numbers.
+const REPLAY_WINDOW: usize = 1024;
 
 /// What comes.
 struct Inbound {
@@ -83,13 +89,14 @@ impl Srtp {
         .map_err(wrong)?;
         let fresh = |profile| -> Fresh {
             let (keys, identity) = (keys.clone(), identity.clone());
-            Box::new(move || {
+            Box::new(move |replays| {
                 let (key, salt) = (&keys.remote_master_key, &keys.remote_master_salt);
                 let crypto = identity.provider().crypto();
-                Context::new(key, salt, profile, None, None, crypto).ok()
+                let replays = replays.map(srtp_replay_protection);
+                Context::new(key, salt, profile, replays, None, crypto).ok()
             })
         };
-        let inbound = Inbound::new(fresh(profile)).ok_or_else(DtlsError::no_keys)?;
+        let inbound = Inbound::new(fresh(profile), None).ok_or_else(DtlsError::no_keys)?;
         Ok(Self {
             inbound,
             outbound,
@@ -107,7 +114,7 @@ impl Srtp {
             && pts != (None, None)
             && let Some(fresh) = self.fresh_short.take()
         {
-            self.short = Inbound::new(fresh);
+            self.short = Inbound::new(fresh, Some(REPLAY_WINDOW));
         }
         if self.short.is_some() {
             self.short_pts = pts;
@@ -161,10 +168,10 @@ impl Srtp {
 }
 
 impl Inbound {
-    fn new(fresh: Fresh) -> Option<Self> {
+    fn new(fresh: Fresh, replays: Option<usize>) -> Option<Self> {
         Some(Self {
-            context: fresh()?,
-            probe: fresh()?,
+            context: fresh(replays)?,
+            probe: fresh(None)?,
             probes: 0,
             known: [FxHashSet::default(), FxHashSet::default()],
             fresh,
@@ -188,7 +195,7 @@ impl Inbound {
             return true;
         }
         if self.probes >= PROBES
-            && let Some(fresh) = (self.fresh)()
+            && let Some(fresh) = (self.fresh)(None)
         {
             self.probe = fresh;
             self.probes = 0;

@@ -13,10 +13,13 @@
 )]
 
 mod calls;
+mod chain;
 mod client;
 mod cycles;
 mod faults;
 mod harness;
+mod hop;
+mod hop_faults;
 mod http;
 mod lean;
 mod network;

@@ -231,7 +231,7 @@ fn network_change_python() {
 }
 
 /// Local UDP ports of a process.
-fn udp_ports_of(pid: u32) -> HashSet<u16> {
+pub(crate) fn udp_ports_of(pid: u32) -> HashSet<u16> {
     let mut inodes = HashSet::new();
     for entry in std::fs::read_dir(format!("/proc/{pid}/fd"))
         .unwrap()

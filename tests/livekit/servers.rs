@@ -65,6 +65,8 @@ impl LiveKit {
 pub(crate) struct Options {
     /// `media.ip`; the first is listened on too.
     pub(crate) ips: Vec<String>,
+    /// Where the server is.
+    pub(crate) upstream_ip: String,
     pub(crate) workers: u16,
     pub(crate) resume_grace: &'static str,
     pub(crate) consent_timeout: &'static str,
@@ -89,6 +91,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             ips: vec!["127.0.0.1".to_owned()],
+            upstream_ip: "127.0.0.1".to_owned(),
             workers: 2,
             resume_grace: "10s",
             consent_timeout: "15s",
@@ -167,12 +170,13 @@ impl Sidecar {
     fn yaml(o: &Options, port: u16, admin: u16, tcp: u16, udp: u16, upstream: u16) -> String {
         let ips: Vec<_> = o.ips.iter().map(|ip| format!("\"{ip}\"")).collect();
         format!(
-            "listen: \"{listen}\"\nupstream: http://127.0.0.1:{upstream}\n\
+            "listen: \"{listen}\"\nupstream: http://{to}\n\
              media: {{ ip: [{ips}], udp_port: {udp}, tcp_port: {tcp}, workers: {workers} }}\n\
              admin: {{ listen: 127.0.0.1:{admin} }}\n\
              session: {{ resume_grace: {grace}, consent_timeout: {consent}, drain_grace: {drain} }}\n\
              log: {{ level: \"info,auralink=debug\", format: json }}\n{rules}",
             listen = http::join(&o.ips[0], port),
+            to = http::join(&o.upstream_ip, upstream),
             ips = ips.join(", "),
             workers = o.workers,
             grace = o.resume_grace,

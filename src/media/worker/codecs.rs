@@ -3,12 +3,21 @@
 use super::{Out, Pc, State, now};
 use auralink_engine as engine;
 use auralink_engine::{Busy, Port};
-use auralink_proto::coding::{Job, Outcome};
+use auralink_proto::coding::{EngineRungs, Job, Outcome};
 use auralink_proto::hop::{Decoded, Encoded, Refusal};
 use auralink_proto::relay::{Scratch, relay_of_track};
 
-/// Outcomes that are taken in one turn: the media that is relayed as it came has its turn too.
-const OUTCOMES_A_TURN: usize = 256;
+/// Outcomes that are taken in one turn; more than can wait, because nobody wakes the worker a second
+/// time for them.
+const OUTCOMES_A_TURN: usize = 4096;
+
+/// What the engine can do now.
+pub(super) fn rungs(port: &Port) -> EngineRungs {
+    EngineRungs {
+        encodes: port.rungs(),
+        decodes: port.decodable(),
+    }
+}
 
 /// Hands a relay's jobs to the engine; what it doesn't take is answered at once.
 pub(super) fn jobs(pc: &mut Pc, port: &Port, scratch: &mut Scratch, out: &mut Out) {
@@ -71,7 +80,7 @@ impl State {
                 self.after(key);
             }
         }
-        let rungs = self.codecs.rungs();
+        let rungs = rungs(&self.codecs);
         if rungs != self.rungs {
             self.rungs = rungs;
             let coding: Vec<usize> = self

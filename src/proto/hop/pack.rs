@@ -28,7 +28,7 @@ const MAX_LINE: usize = 64;
 /// Groups in a row that the engine missed or refused before the stream leaves it alone.
 const FAILURES: u32 = 3;
 
-/// The rest after refusals that last doubles so often: up to 16 s.
+/// The rest after refusals that last doubles so often: up to 4.8 s.
 const MAX_DOUBLINGS: u32 = 4;
 
 /// Recovered packets of which a late original is recognised.
@@ -445,6 +445,11 @@ impl Packer {
         self.count(reason, originals.len());
         for (offset, original) in originals.into_iter().enumerate() {
             self.line.insert(at + offset, Slot::Native(original));
+        }
+        // A group is one in line, its originals are several.
+        while self.line.len() > 2 * MAX_LINE {
+            self.line.pop_front();
+            self.stats.dropped += 1;
         }
         self.failures = self.failures.saturating_add(1);
         if self.failures >= FAILURES {

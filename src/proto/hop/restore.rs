@@ -14,7 +14,9 @@ use crate::hop::{IP_UDP, Report, TAG};
 use crate::ladder::{CodecId, Rung, Rungs};
 use crate::packet::RtpHeader;
 use interval::{Interval, LOOK_EVERY};
+use rustc_hash::FxBuildHasher;
 use std::collections::VecDeque;
+use std::hash::BuildHasher;
 use std::time::{Duration, Instant};
 
 /// Jobs, frames in line and restored packets that nobody has polled or answered.
@@ -82,8 +84,44 @@ pub struct Restorer {
     neural: Health,
     opus: Health,
     interval: Interval,
+    said: Said,
     /// Counters.
     pub stats: RestorerStats,
+}
+
+/// Packets that went on lately, by sequence number. The next leg's SRTP must not see a number twice with
+/// other bytes (RFC 3711 section 9.1): one that was decoded, or made up, and then comes as it was.
+#[derive(Debug)]
+struct Said(Vec<Option<(u16, u64)>>);
+
+/// Ten seconds of 20 ms.
+const SAID: usize = 512;
+
+impl Default for Said {
+    fn default() -> Self {
+        Self(vec![None; SAID])
+    }
+}
+
+impl Said {
+    /// Whether a packet may go on; the same bytes may again.
+    fn is_new(&mut self, packet: &[u8]) -> bool {
+        let Some(sequence) = packet.get(2..4).and_then(|two| two.first_chunk()) else {
+            return false;
+        };
+        let sequence = u16::from_be_bytes(*sequence);
+        let bytes = FxBuildHasher.hash_one(packet);
+        let Some(slot) = self.0.get_mut(usize::from(sequence) % SAID) else {
+            return false;
+        };
+        match slot {
+            Some((known, before)) if *known == sequence => *before == bytes,
+            slot => {
+                *slot = Some((sequence, bytes));
+                true
+            }
+        }
+    }
 }
 
 impl Restorer {
@@ -104,6 +142,7 @@ impl Restorer {
             neural: Health::default(),
             opus: Health::default(),
             interval: Interval::default(),
+            said: Said::default(),
             stats: RestorerStats::default(),
         }
     }
@@ -503,6 +542,10 @@ impl Restorer {
                         return;
                     };
                     for packet in packets {
+                        if !self.said.is_new(&packet.0) {
+                            self.stats.duplicates += 1;
+                            continue;
+                        }
                         self.interval.restored_bytes += (packet.0.len() + IP_UDP + TAG) as u64;
                         if self.out.len() >= MAX_LINE {
                             self.out.pop_front();

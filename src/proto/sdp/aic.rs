@@ -12,9 +12,10 @@ pub(super) const ATTRIBUTE: &str = "aic";
 /// for each.
 const VERSION: &str = "1";
 
-/// Payload types of framed packets, best first: dynamic ones that RFC 5761 section 4 leaves free of
-/// RTCP, then those that RFC 3551 never assigned. Browsers use up most of the dynamic ones for video.
-const CANDIDATES: [std::ops::RangeInclusive<u8>; 4] = [35..=63, 96..=127, 20..=24, 29..=30];
+/// Payload types of framed packets, best first: those that RFC 3551 never assigned, then dynamic ones
+/// that RFC 5761 section 4 leaves free of RTCP. Browsers and LiveKit use up the dynamic ones as a call
+/// goes on (LiveKit's AV1 is 35), and a payload type that has to change loses a framed stream.
+const CANDIDATES: [std::ops::RangeInclusive<u8>; 4] = [20..=24, 29..=30, 35..=63, 96..=127];
 
 /// What stands behind `a=aic:`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,10 +146,10 @@ mod tests {
 
     #[test]
     fn the_payload_type_is_free_in_the_whole_sdp() {
-        let text = "v=0\r\nm=audio 9 UDP/TLS/RTP/SAVPF 111 35\r\na=mid:0\r\nm=video 9 UDP/TLS/RTP/SAVPF 36\r\na=rtpmap:37 VP8/90000\r\n";
+        let text = "v=0\r\nm=audio 9 UDP/TLS/RTP/SAVPF 111 20\r\na=mid:0\r\nm=video 9 UDP/TLS/RTP/SAVPF 36\r\na=rtpmap:37 VP8/90000\r\n";
         let sdp = Sdp::parse(text).unwrap();
-        assert_eq!(free_payload_type(&sdp, None), Some(38));
-        assert_eq!(free_payload_type(&sdp, Some(36)), Some(38));
-        assert_eq!(free_payload_type(&sdp, Some(20)), Some(20));
+        assert_eq!(free_payload_type(&sdp, None), Some(21));
+        assert_eq!(free_payload_type(&sdp, Some(36)), Some(21));
+        assert_eq!(free_payload_type(&sdp, Some(38)), Some(38));
     }
 }

@@ -181,6 +181,7 @@ class Client:
                 source=rtc.TrackSource.SOURCE_MICROPHONE, red=not a.no_red, dtx=not a.no_dtx
             )
             await local.publish_track(track, options)
+            self.microphone = track
             self.tasks.append(asyncio.create_task(self.guard(self.send_audio(source, channels))))
         if a.video_size or a.y4m:
             pictures = picture.Y4mSource(a.y4m) if a.y4m else picture.Pattern(*a.video_size)
@@ -340,6 +341,8 @@ class Client:
         if a.data_count:
             await asyncio.sleep(SETTLE)
             self.tasks.append(asyncio.create_task(self.guard(self.send_data())))
+        if a.mute_seconds:
+            self.tasks.append(asyncio.create_task(self.guard(self.mute(started))))
         if a.scenario != "none":
             self.tasks.append(asyncio.create_task(self.guard(self.simulate(started))))
         while time.monotonic() - started < a.seconds and not self.ended.is_set():
@@ -368,6 +371,12 @@ class Client:
     async def simulate(self, started: float) -> None:
         await asyncio.sleep(max(0.0, started + self.args.scenario_at - time.monotonic()))
         await self.room.simulate_scenario(SCENARIO_KINDS[self.args.scenario])
+
+    async def mute(self, started: float) -> None:
+        await asyncio.sleep(max(0.0, started + self.args.mute_at - time.monotonic()))
+        self.microphone.mute()
+        await asyncio.sleep(self.args.mute_seconds)
+        self.microphone.unmute()
 
     async def leave(self) -> None:
         self.leaving = True

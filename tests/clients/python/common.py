@@ -51,6 +51,7 @@ def parser(client: str) -> argparse.ArgumentParser:
     p.add_argument("--stereo", action="store_true", help="publish two channels; a tone is 1.5 times as high on the right")
     p.add_argument("--no-red", action="store_true", help="publish Opus without RED")
     p.add_argument("--no-dtx", action="store_true", help="publish Opus without DTX")
+    p.add_argument("--mute", default="0:0", help="AT:SECONDS: mutes the audio AT seconds into the call for so long")
     p.add_argument("--video", default="none", help="none | WxH (moving pattern) | y4m:PATH (looped)")
     p.add_argument("--video-codec", default="vp8", choices=["vp8", "vp9", "av1", "h264"])
     p.add_argument("--simulcast", type=int, default=1, choices=[0, 1])
@@ -82,6 +83,11 @@ def check_args(a: argparse.Namespace) -> argparse.Namespace:
             fail(f"--audio: no file {a.wav} (scripts/setup.sh makes the speech files)")
     elif a.audio != "none":
         fail("--audio takes none, tone:HZ or wav:PATH")
+    try:
+        at, length = a.mute.split(":")
+        a.mute_at, a.mute_seconds = float(at), float(length)
+    except ValueError:
+        fail("--mute takes AT:SECONDS")
     a.video_size, a.y4m = None, None
     if a.video.startswith("y4m:"):
         a.y4m = a.video[4:]

@@ -23,7 +23,7 @@ impl Default for PackTiming {
             group: Duration::from_millis(40),
             partner_late: Duration::from_millis(25),
             deadline: Duration::from_millis(20),
-            rest: Duration::from_secs(1),
+            rest: Duration::from_millis(300),
         }
     }
 }

@@ -403,7 +403,7 @@ impl World {
         let relay = self.relay.get_or_insert_with(|| {
             Relay::new(
                 1,
-                auralink_proto::ladder::Rungs::NONE,
+                auralink_proto::coding::EngineRungs::NONE,
                 now.instant,
                 &IDENTITY,
                 consent,

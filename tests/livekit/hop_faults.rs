@@ -1,0 +1,283 @@
+//! What breaks around the AIC hop costs quality, never the call: a link that loses packets, models that go, an origin that dies.
+
+use crate::chain::{
+    ALL_OFF, Chain, GOOD_SPEECH, LEFT, Link, RIGHT, ROOMS, encoded, heard_well, hop, models,
+    natives, options, talker, undisturbed, usable, with_models,
+};
+use crate::client::{Kind, Report, Running};
+use crate::harness::{Load, Trial, array, wait_for};
+use crate::servers::{LiveKit, Options, Sidecar};
+use serde_json::Value;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+/// Origin and server at one end of a bad link, edge and clients at the other.
+fn bad_link(name: &'static str, impairments: &[&str], least: f64) {
+    let trial = Trial::new(name, Load::Alone);
+    let room = trial.room("neural");
+    let (_link, _livekit, origin, edge, anna, ben, statuses) = undisturbed(|| {
+        let link = Link::new(&trial, impairments);
+        let rules = with_models(&models(), ROOMS);
+        let (livekit, origin) = link.right(|| {
+            let livekit = LiveKit::start(&trial.dir);
+            let origin = Sidecar::start(
+                &trial.dir.join("origin"),
+                livekit.port,
+                Options {
+                    ips: vec![RIGHT.to_owned()],
+                    ..options(rules.clone())
+                },
+            );
+            (livekit, origin)
+        });
+        let (edge, anna, ben) = link.left(|| {
+            let edge = Sidecar::start(
+                &trial.dir.join("edge"),
+                origin.port,
+                Options {
+                    ips: vec![LEFT.to_owned()],
+                    upstream_ip: RIGHT.to_owned(),
+                    ..options(rules.clone())
+                },
+            );
+            let make = |identity: &str, name: &str| {
+                talker(&trial, Kind::Python, &edge.url(), &room, identity, name)
+                    .seconds(14.0)
+                    .spawn(&trial)
+            };
+            let (anna, ben) = (make("anna", "talker-a"), make("ben", "talker-b"));
+            (edge, anna, ben)
+        });
+        for process in [&livekit.process, &origin.process, &edge.process] {
+            trial.watch(&process.log);
+        }
+        let (anna, ben) = (anna.finish(), ben.finish());
+        let statuses = [link.left(|| edge.status()), link.right(|| origin.status())];
+        (
+            (link, livekit, origin, edge, anna, ben, statuses.clone()),
+            statuses,
+        )
+    });
+    for (side, status) in ["edge", "origin"].into_iter().zip(&statuses) {
+        let totals = &status["totals"]["hop"];
+        println!("{name}: {side}: {totals}");
+        assert!(
+            hop(status, "/originals/coded") > 200.0
+                && hop(status, "/originals/coded") >= 4.0 * natives(status),
+            "{side}: not coded: {totals:#}"
+        );
+        // A packet counts as lost where no copy of it came either.
+        let copied = hop(status, "/packets/lost_but_copied");
+        let lost = hop(status, "/packets/lost") + copied;
+        assert!(lost > 15.0, "{side}: the link lost nothing: {totals:#}");
+        // Copies are there while losses are reported, and most losses are covered by one.
+        assert!(
+            hop(status, "/packets/sent_with_copy") > 0.3 * hop(status, "/packets/sent"),
+            "{side}: redundancy is not sent: {totals:#}"
+        );
+        assert!(
+            copied > 0.4 * lost,
+            "{side}: copies are not used: {totals:#}"
+        );
+        assert!(
+            hop(status, "/originals/lost") < 0.02 * hop(status, "/originals/restored"),
+            "{side}: gaps in the restored streams: {totals:#}"
+        );
+    }
+    for (ear, peer, name) in [(&anna, "ben", "talker-b"), (&ben, "anna", "talker-a")] {
+        heard_well(&trial, ear, peer, name, least);
+        ear.met_only(&edge);
+    }
+    for sidecar in [&edge, &origin] {
+        sidecar.wait_empty(&room, Duration::from_secs(40));
+        assert_eq!(sidecar.complaints(), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn neural_over_a_link_that_loses_5_percent() {
+    bad_link(
+        "neural_over_a_link_that_loses_5_percent",
+        &["--loss", "5", "--delay", "50", "--jitter", "10"],
+        2.7,
+    );
+}
+
+#[test]
+fn neural_over_a_slow_link_that_loses_10_percent() {
+    bad_link(
+        "neural_over_a_slow_link_that_loses_10_percent",
+        &["--loss", "10", "--delay", "300", "--jitter", "20"],
+        2.5,
+    );
+}
+
+/// Waits until `count` has grown by `least`.
+fn wait_growth(what: &str, least: f64, limit: Duration, count: impl Fn() -> f64) {
+    let before = count();
+    wait_for(what, limit, || (count() >= before + least).then_some(()));
+}
+
+/// The bundles go and come back, and policy switches the room off: the call only changes its rungs.
+#[test]
+fn models_go_and_come_back_during_a_call() {
+    let trial = Trial::new("models_go_and_come_back_during_a_call", Load::Alone);
+    let own = trial.dir.join("models");
+    let gone = trial.dir.join("models-gone");
+    for bundle in ["lyra2", "silero-vad"] {
+        fs::create_dir_all(own.join(bundle)).unwrap();
+        let from = Path::new(&models()).join(bundle);
+        for entry in fs::read_dir(&from).expect("a bundle: run `make models`") {
+            let entry = entry.unwrap();
+            fs::copy(entry.path(), own.join(bundle).join(entry.file_name())).unwrap();
+        }
+    }
+    let own_rules = |rules: &str| with_models(&own.display().to_string(), rules);
+    let room = trial.room("neural");
+    let (chain, anna, ben) = undisturbed(|| {
+        let chain = Chain::start(&trial, own_rules(ROOMS), with_models(&models(), ROOMS));
+        let make = |identity: &str, name: &str| {
+            talker(
+                &trial,
+                Kind::Python,
+                &chain.edge.url(),
+                &room,
+                identity,
+                name,
+            )
+            .seconds(22.0)
+            .spawn(&trial)
+        };
+        let (anna, ben) = (make("anna", "talker-a"), make("ben", "talker-b"));
+        chain.wait_talking(&room, 2);
+        let (edge, origin) = (|| chain.edge.status(), || chain.origin.status());
+        let soon = Duration::from_secs(8);
+        let lyra = |status: &Value| encoded(status, "L1") + encoded(status, "L2");
+        wait_growth("Lyra at the edge", 20.0, soon, || lyra(&edge()));
+        wait_growth("Lyra at the origin", 20.0, soon, || lyra(&origin()));
+
+        fs::rename(&own, &gone).unwrap();
+        wait_for("the edge to miss its models", soon, || {
+            (!usable(&edge(), "L2")).then_some(())
+        });
+        let problems = edge()["engine"]["problems"].to_string();
+        assert!(
+            problems.contains("make models"),
+            "the status does not say what to do: {problems}"
+        );
+        // Both directions go on: what the edge sends, and what it can decode.
+        // Without the speech detector what may be music goes on L4.
+        wait_growth("L4 at the edge", 20.0, soon, || encoded(&edge(), "L4"));
+        wait_growth("L3 at the origin", 20.0, soon, || encoded(&origin(), "L3"));
+        let (still_edge, still_origin) = (lyra(&edge()), lyra(&origin()));
+        wait_growth("packets at the edge", 50.0, soon, || {
+            hop(&edge(), "/packets/sent")
+        });
+        assert!(
+            lyra(&edge()) == still_edge && lyra(&origin()) <= still_origin + 2.0,
+            "Lyra goes on without models: {:#}",
+            origin()["engine"]
+        );
+
+        fs::rename(&gone, &own).unwrap();
+        wait_for("the edge to have its models again", soon, || {
+            usable(&edge(), "L2").then_some(())
+        });
+        wait_growth("Lyra at the edge again", 20.0, soon, || lyra(&edge()));
+        wait_growth("Lyra at the origin again", 20.0, soon, || lyra(&origin()));
+
+        chain.edge.write_rules(&own_rules(ALL_OFF));
+        wait_for("the new rules", soon, || {
+            (!chain.edge.logged("configuration reloaded").is_empty()).then_some(())
+        });
+        // The status is a second old at most.
+        std::thread::sleep(Duration::from_millis(1300));
+        let coded = hop(&edge(), "/originals/coded");
+        wait_growth("native packets", 50.0, soon, || {
+            hop(&edge(), "/native/rung")
+        });
+        assert_eq!(
+            hop(&edge(), "/originals/coded"),
+            coded,
+            "a room that is off is still coded"
+        );
+
+        let (anna, ben) = (anna.finish(), ben.finish());
+        let statuses = [edge(), origin()];
+        ((chain, anna, ben), statuses)
+    });
+    for (ear, peer, name) in [(&anna, "ben", "talker-b"), (&ben, "anna", "talker-a")] {
+        heard_well(&trial, ear, peer, name, GOOD_SPEECH);
+    }
+    chain.wait_over(&room);
+}
+
+/// The origin dies: clients behind the edge see what clients of a server that dies see.
+#[test]
+fn a_dead_origin_looks_like_a_dead_server() {
+    let trial = Trial::new("a_dead_origin_looks_like_a_dead_server", Load::Alone);
+    let livekit = LiveKit::start(&trial.dir);
+    let rules = Options {
+        resume_grace: "2s",
+        consent_timeout: "5s",
+        ..options(with_models(&models(), ROOMS))
+    };
+    let origin = Sidecar::start(&trial.dir.join("origin"), livekit.port, rules.clone());
+    let edge = Sidecar::start(&trial.dir.join("edge"), origin.port, rules);
+    for process in [&livekit.process, &origin.process, &edge.process] {
+        trial.watch(&process.log);
+    }
+    let mut chain = Chain {
+        edge,
+        origin,
+        livekit,
+    };
+    let room = trial.room("neural");
+    let (direct, through) = (chain.livekit.url(), chain.edge.url());
+    let clients: Vec<_> = [Kind::Python, Kind::Go]
+        .into_iter()
+        .flat_map(|kind| [(kind, &direct, "direct"), (kind, &through, "through")])
+        .map(|(kind, url, way)| {
+            let (room, who) = (format!("{room}-{way}"), format!("{kind:?}-{way}"));
+            talker(&trial, kind, url, &room, &who, "talker-a")
+                .seconds(9.0)
+                .spawn(&trial)
+        })
+        .collect();
+    chain.wait_talking(&format!("{room}-through"), 2);
+    std::thread::sleep(Duration::from_secs(2));
+    chain.origin.process.crash();
+    chain.livekit.process.crash();
+    chain
+        .edge
+        .wait_empty(&format!("{room}-through"), Duration::from_secs(20));
+    let reports: Vec<_> = clients.into_iter().map(Running::report).collect();
+    let fate = |report: &Report| {
+        (
+            report.number("/reconnecting") >= 1.0,
+            report.number("/reconnected") >= 1.0,
+            report.json["disconnected"].is_null(),
+            report.code == 0,
+        )
+    };
+    for pair in reports.chunks(2) {
+        let (direct, through) = (fate(&pair[0]), fate(&pair[1]));
+        assert!(
+            direct.0 || !direct.2,
+            "directly the server's end was not seen: {}",
+            pair[0].json
+        );
+        assert_eq!(
+            through, direct,
+            "(reconnecting, reconnected, stays connected, exit 0) of\n{}\nand directly of\n{}",
+            pair[1].json, pair[0].json
+        );
+        assert!(
+            array(&pair[1].json, "/audio").len() == 1,
+            "nothing was heard before: {}",
+            pair[1].json
+        );
+    }
+    assert_eq!(chain.edge.complaints(), Vec::<String>::new());
+}
