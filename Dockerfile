@@ -1,5 +1,9 @@
 # The sidecar alone. docker-compose.yml runs it in front of a stock LiveKit server.
 FROM rust:1.95-bookworm AS build
+# libopus is built from source.
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends cmake \
+ && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 # rust-toolchain.toml asks for rustfmt and clippy too, which a build doesn't need.
 ENV RUSTUP_TOOLCHAIN=1.95.0
