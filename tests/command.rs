@@ -215,6 +215,21 @@ impl Drop for Upstream {
 impl Sidecar {
     /// On free ports, with LiveKit at `upstream`.
     fn start(upstream: SocketAddr, more: &str) -> Self {
+        // A port that was free may be somebody else's when the sidecar takes it: then others.
+        for _ in 0..5 {
+            let mut sidecar = Self::spawn(upstream, more);
+            let end = Instant::now() + Duration::from_secs(20);
+            while Instant::now() < end && sidecar.child.try_wait().unwrap().is_none() {
+                if TcpStream::connect(sidecar.admin).is_ok() {
+                    return sidecar;
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+        panic!("the sidecar did not start, on five sets of ports");
+    }
+
+    fn spawn(upstream: SocketAddr, more: &str) -> Self {
         // Held together, so that they differ; free again when the sidecar takes them.
         let free: Vec<_> = (0..2)
             .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
