@@ -1,7 +1,7 @@
 //! The command as an operator meets it: arguments, `--check`, exit codes, and that nothing is bound
 //! by a configuration that cannot be used.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::panic, clippy::unwrap_used)]
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
