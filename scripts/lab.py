@@ -251,10 +251,12 @@ class Lab:
         command = [self.tool("AURALINK_PYTHON"), str(CLIENTS / "python" / "wire.py"), "--seconds", str(seconds)]
         return self.spawn(name, [*command, *port_options(ports or self.media_ports)])
 
-    def rtp(self, name: str, seconds: float, ports: list[int]) -> tuple[Process, Path]:
-        """Starts writing down the RTP packets of these UDP ports; the file is there when the process has reported."""
+    def rtp(self, name: str, seconds: float, ports: list[int], sample: int = 1) -> tuple[Process, Path]:
+        """Starts writing down the RTP packets of these UDP ports; the file is there when the process has reported. Of what comes from them
+        only the streams whose SSRC is divisible by `sample`."""
         path = self.folder / f"{name}.txt"
         command = [self.tool("AURALINK_PYTHON"), str(CLIENTS / "python" / "rtp.py"), "--seconds", str(seconds)]
+        command += ["--sample", str(sample)]
         return self.spawn(name, [*command, *port_options(ports), str(path)]), path
 
     @staticmethod

@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 
 import lab
+import transit
 from lab import Failed
 
 PATHS = ("direct", "sidecar")
@@ -32,6 +33,10 @@ QUIET = 0.15
 
 LOSS_LIMIT = 0.001
 """Part of the packets that may be missing for a number of participants to count as carried."""
+
+
+SAMPLE = 16
+"""One in so many streams towards listeners is followed through AuraLink; all would keep the capture busier than AuraLink."""
 
 
 def quantile(values: list[float], q: float) -> float:
@@ -114,11 +119,16 @@ def join(a, lab_for) -> dict:
 # Latency, loss, CPU
 
 
-def run_load(running: lab.Lab, path: str, room: str, seconds: float, args: list[str], patience: float = 120, may_fail: bool = False) -> dict:
-    """One `go --load`; adds what each process spent of CPU time while packets were counted, and their memory near the end."""
+def run_load(running: lab.Lab, path: str, room: str, seconds: float, args: list[str], patience: float = 120, may_fail: bool = False, follow: bool = False) -> dict:
+    """One `go --load`; adds what each process spent of CPU time while packets were counted, and their memory near the end. `follow`: and
+    what each packet of some streams took through AuraLink, whose CPU time is then not what it is without the capture."""
     url = running.direct if path == "direct" else running.sidecar
+    ports = [*running.media_ports, running.livekit_udp]
+    capture, packets = running.rtp(f"transit-{path}", seconds + patience, ports, SAMPLE) if follow else (None, None)
     client = running.go_client(f"load-{path}", "--url", url, "--room", room, "--seconds", str(seconds), *args)
     watched = {"livekit": running.livekit, "auralink": running.side, "client": client}
+    if capture:
+        watched["capture"] = capture
     samples = []
     deadline = time.monotonic() + seconds + patience
     while client.child.poll() is None:
@@ -151,6 +161,13 @@ def run_load(running: lab.Lab, path: str, room: str, seconds: float, args: list[
     report["rss_mib"] = {n: v / 2**20 for n, v in last[2].items()}
     report["cores"]["others"] = report["cores"]["machine"] - sum(report["cores"][n] for n in watched)
     report["cpu_window_s"] = span
+    if capture:
+        capture.stop()
+        capture.report(1)
+        seen = transit.read(packets)
+        # A participant has two addresses: that of its publisher's connection and that of its subscriber's.
+        clients = {p.source for p in seen if p.to(running.media_ports)} | {p.destination for p in seen if p.of(running.media_ports)}
+        report["transit"] = transit.report(packets, clients, [running.livekit_udp])
     report["drops"] = {name: lab.socket_drops(ports) for name, ports in (("livekit", [running.livekit_udp]), ("auralink", running.media_ports))}
     running.check()
     return report
@@ -183,7 +200,7 @@ def quiet_run(a, run) -> dict:
 
 def load(a, lab_for) -> dict:
     out: dict = {}
-    rows, cpu_rows = [], []
+    rows, cpu_rows, transit_rows = [], [], []
     for name, (participants, speakers) in LOADS.items():
         # A server of its own for each run: the second would otherwise start with warm memory and sockets.
         runs: dict[str, list[dict]] = {path: [] for path in PATHS}
@@ -197,7 +214,17 @@ def load(a, lab_for) -> dict:
                         return run_load(running, path, f"off-{name}-{turn}", a.seconds, args)
 
                 runs[path].append(quiet_run(a, once))
-        out[name] = {"participants": participants, "speakers": speakers, "runs": runs}
+
+        def followed(name=name, args=args) -> dict:
+            with lab_for(f"load-{name}-followed") as running:
+                return run_load(running, "sidecar", f"off-{name}-followed", a.seconds, args, follow=True)
+
+        note(f"load: {participants} x {speakers}, sidecar, packets followed ...")
+        transits = quiet_run(a, followed)["transit"]
+        out[name] = {"participants": participants, "speakers": speakers, "runs": runs, "transit": transits}
+        for way in ("up", "down", "both"):
+            t = transits[way]
+            transit_rows.append([f"{name} ({participants} x {speakers}), {way}", f"{t['p50']:.2f}", f"{t['p99']:.2f}", str(t["packets"])])
         middle = {path: {k: statistics.median(r[k] for r in rs) for k in ("latency_ms_p50", "latency_ms_p99")} for path, rs in runs.items()}
         cores = {path: {k: statistics.median(r["cores"][k] for r in rs) for k in rs[0]["cores"]} for path, rs in runs.items()}
         out[name]["latency"], out[name]["cores"] = middle, cores
@@ -220,6 +247,8 @@ def load(a, lab_for) -> dict:
             out[name] |= {"cpu_share_of_livekit": share, "us_per_packet": each, "relayed_per_second": packets}
             cpu_rows.append([f"{name}, {path}", *cells, f"{c['auralink']:.3f}", f"{100 * share:.0f} %", f"{each:.1f}"])
     show("One-way latency (Go to Go, payload timestamps)", ["load", "packets/s", "p50 ms", "p99 ms", "lost", "sender late, max ms"], rows)
+    head = ["in AuraLink, each packet", "p50 ms", "p99 ms", "packets"]
+    show("From being sent to AuraLink to being sent by it (the kernel's times), up, down, and both for the same packet", head, transit_rows)
     head = ["CPU, cores in use", "machine", "others", "clients", "LiveKit", "AuraLink", "AuraLink / LiveKit", "µs a packet"]
     show(f"CPU (of {os.cpu_count()} cores; 1.00 is one core)", head, cpu_rows)
     return out

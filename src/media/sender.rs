@@ -57,6 +57,8 @@ struct Run {
 #[derive(Default)]
 pub(super) struct Batch {
     runs: Vec<Run>,
+    /// Where each run goes, as the kernel takes it.
+    remotes: Vec<Option<SockaddrStorage>>,
     bytes: Vec<u8>,
 }
 
@@ -81,6 +83,7 @@ impl Batch {
         }
         let start = self.bytes.len();
         self.bytes.extend_from_slice(datagram);
+        self.remotes.push(Some(path.remote.into()));
         self.runs.push(Run {
             remote: path.remote,
             start,
@@ -102,9 +105,10 @@ impl Batch {
         let (mut sent, mut dropped) = (0, 0);
         let mut rest = &self.runs[..];
         while let Some(first) = rest.first() {
+            let remotes = &self.remotes[self.runs.len() - rest.len()..];
             let singles = rest.iter().take_while(|run| run.count == 1).count();
             let (tried, went) = if singles > 1 {
-                let went = send_each(udp, &rest[..singles], &self.bytes);
+                let went = send_each(udp, &rest[..singles], remotes, &self.bytes);
                 // An error ends sendmmsg at the datagram it is about: that one is lost.
                 (went.max(1), went)
             } else {
@@ -120,6 +124,7 @@ impl Batch {
             rest = &rest[tried..];
         }
         self.runs.clear();
+        self.remotes.clear();
         self.bytes.clear();
         (sent, dropped)
     }
@@ -138,22 +143,25 @@ fn send_run(udp: &Udp, run: &Run, bytes: &[u8]) -> bool {
         .is_ok()
 }
 
-/// Sends single datagrams to different peers; how many went.
-fn send_each(udp: &Udp, runs: &[Run], bytes: &[u8]) -> usize {
-    let run = |index: usize| runs.get(index).or(runs.last());
-    let slices: [[IoSlice<'_>; 1]; MAX_RUNS] = std::array::from_fn(|index| {
-        [IoSlice::new(
-            run(index).map_or(&[], |run| &bytes[run.start..run.end]),
-        )]
-    });
-    let addresses: [Option<SockaddrStorage>; MAX_RUNS] =
-        std::array::from_fn(|index| run(index).map(|run| run.remote.into()));
+/// Sends single datagrams to different peers; how many went. `remotes` begin with those of the runs.
+fn send_each(
+    udp: &Udp,
+    runs: &[Run],
+    remotes: &[Option<SockaddrStorage>],
+    bytes: &[u8],
+) -> usize {
+    // One allocation a system call, as long as there are runs: room for the most that there can be,
+    // on the stack, costs more to fill than a turn of a few datagrams has to spend.
+    let slices: Vec<[IoSlice<'_>; 1]> = runs
+        .iter()
+        .map(|run| [IoSlice::new(&bytes[run.start..run.end])])
+        .collect();
     HEADERS.with_borrow_mut(|headers| {
         sendmmsg(
             udp.socket.as_raw_fd(),
             headers,
-            slices.iter().take(runs.len()),
-            addresses,
+            &slices,
+            remotes,
             [],
             MsgFlags::MSG_DONTWAIT,
         )

@@ -1,4 +1,4 @@
-"""Writes down which RTP packets cross loopback, and when: rtp.py --seconds N --port P ... FILE
+"""Writes down which RTP packets cross loopback, and when: rtp.py --seconds N --port P ... [--sample N] FILE
 
 Listens with an AF_PACKET socket (root or CAP_NET_RAW). A line of FILE is a packet from or to one of the ports:
   time  source  destination  SSRC  sequence number  timestamp  payload type  bytes
@@ -71,6 +71,7 @@ def main() -> None:
     p.add_argument("--interface", default="lo")
     p.add_argument("--seconds", type=float, default=10)
     p.add_argument("--port", type=int, action="append", required=True, help="packets from or to it; may be repeated")
+    p.add_argument("--sample", type=int, default=1, help="of what comes from these ports only streams whose SSRC is divisible by this power of two")
     p.add_argument("file")
     a = p.parse_args()
     try:
@@ -79,7 +80,7 @@ def main() -> None:
         s.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
         s.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
         s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 20)
-        only_ports(s, a.port)
+        only_ports(s, a.port, a.sample)
         s.bind((a.interface, ETH_P_ALL))
     except PermissionError:
         sys.exit("rtp.py needs root or CAP_NET_RAW: packets are seen with an AF_PACKET socket")

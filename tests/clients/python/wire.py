@@ -98,21 +98,28 @@ class Counter:
         }
 
 
-def only_ports(s: socket.socket, ports: list[int]) -> None:
-    """Lets the kernel hand over nothing but packets from or to these ports, so that other traffic cannot crowd them out."""
-    load_half, load_half_indexed, load_header_length, equal, ret = 0x28, 0x48, 0xB1, 0x15, 0x06
+def only_ports(s: socket.socket, ports: list[int], sample: int = 1) -> None:
+    """Lets the kernel hand over nothing but packets from or to these ports, so that other traffic cannot crowd them out. Of what comes
+    from one of them and goes elsewhere, only RTP streams whose SSRC is divisible by `sample`, a power of two up to 65,536, and frames
+    of over 240 bytes, which may be datagrams of several streams in one (UDP segmentation offload)."""
+    load_half, load_half_indexed, load_header_length, load_length = 0x28, 0x48, 0xB1, 0x80
+    mask, equal, greater, ret = 0x54, 0x15, 0x25, 0x06
+    accept, drop = (ret, 0, 0, 0xFFFF), (ret, 0, 0, 0)
 
     def test(load: int, offset: int) -> list[tuple]:
-        # Either port at this offset; the last instruction drops what matched none of them.
-        out: list[tuple] = []
-        for end in (0, 2):
-            out.append((load, 0, 0, offset + end))
-            for port in ports:
-                out += [(equal, 0, 1, port), (ret, 0, 0, 0xFFFF)]
-        return [*out, (ret, 0, 0, 0)]
+        # The destination, the source and, behind the 8 bytes of UDP's header, the lower half of the SSRC.
+        out: list[tuple] = [(load, 0, 0, offset + 2)]
+        for port in ports:
+            out += [(equal, 0, 1, port), accept]
+        long = [(load_length, 0, 0, 0), (greater, 0, 1, 240), accept]
+        sampled = [*long, (load, 0, 0, offset + 8 + 10), (mask, 0, 0, sample - 1), (equal, 0, 1, 0), accept, drop] if sample > 1 else [accept]
+        out.append((load, 0, 0, offset))
+        for port in ports:
+            out += [(equal, 0, len(sampled), port), *sampled]
+        return [*out, drop]
 
     v4 = [(load_header_length, 0, 0, 14), *test(load_half_indexed, 14)]
-    v6 = [(load_half, 0, 0, 12), (equal, 1, 0, 0x86DD), (ret, 0, 0, 0), *test(load_half, 14 + 40)]
+    v6 = [(load_half, 0, 0, 12), (equal, 1, 0, 0x86DD), drop, *test(load_half, 14 + 40)]
     code = [(load_half, 0, 0, 12), (equal, 0, len(v4), 0x0800), *v4, *v6]
     buffer = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in code))
     s.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HL", len(code), ctypes.addressof(buffer)))
