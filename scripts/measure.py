@@ -3,6 +3,7 @@
   join     seconds until a client is connected, direct and through AuraLink, in turn
   load     one-way latency, loss and CPU time with few speakers (low) and in a 20 x 20 audio call (half of this machine)
   memory   resident memory of AuraLink and LiveKit against the number of sessions
+  beside   what the codec threads of a hop cost the native media that the same sidecar relays
   scale    how many participants, one speaker per ten, get all their packets
 
 Prints a table for each and leaves everything in measure.json. Clients, LiveKit and AuraLink share the machine's cores: run it when
@@ -20,6 +21,7 @@ import sys
 import time
 from pathlib import Path
 
+import beside
 import lab
 import transit
 from lab import Failed
@@ -326,7 +328,15 @@ def scale(a, lab_for) -> dict:
     return out
 
 
-PARTS = {"join": join, "load": load, "memory": memory, "scale": scale}
+def native_beside_neural(a, lab_for) -> dict:
+    await_quiet(a.patience)
+    note(f"beside: {a.rounds} rounds of {', '.join(str(n) for n in a.beside)} pairs of talkers ...")
+    head, rows, results = beside.beside(a.out, a.auralink.resolve(), a.beside, a.seconds, a.rounds)
+    show("Native media in the origin, from being sent to it to being sent by it, while talkers use its codecs", head, rows)
+    return {"runs": results}
+
+
+PARTS = {"join": join, "load": load, "memory": memory, "beside": native_beside_neural, "scale": scale}
 
 
 def numbers(text: str) -> list[int]:
@@ -341,6 +351,7 @@ def main() -> None:
     p.add_argument("--rounds", type=int, default=3, help="runs of each load on each path; medians are shown")
     p.add_argument("--seconds", type=float, default=20, help="length of each load")
     p.add_argument("--memory", type=numbers, default=[0, 50, 100, 200], help="numbers of sessions")
+    p.add_argument("--beside", type=numbers, default=[0, 3], help="numbers of pairs of talkers on the hop, beside which native media is followed")
     p.add_argument("--scale", type=numbers, default=[100, 200, 300, 400, 600, 800, 1000], help="numbers of participants, multiples of ten")
     p.add_argument("--join-rate", type=float, default=20, help="joins a second of memory and scale")
     p.add_argument("--attempts", type=int, default=3, help="runs of a load at most, where others disturb it")
@@ -350,7 +361,8 @@ def main() -> None:
     p.add_argument("--out", type=Path, default=lab.CACHE / "measure", help="folder for logs and measure.json")
     a = p.parse_args()
     if a.short:
-        a.joins, a.rounds, a.seconds, a.memory, a.scale, a.attempts, a.patience = 3, 1, 5, [0, 10, 20], [20], 1, 0
+        a.joins, a.rounds, a.seconds, a.memory, a.scale, a.beside = 3, 1, 5, [0, 10, 20], [20], [0, 1]
+        a.attempts, a.patience = 1, 0
     parts = a.only.split(",")
     for part in parts:
         if part not in PARTS:
