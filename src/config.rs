@@ -185,9 +185,11 @@ pub struct Metrics {
 pub struct Engine {
     /// `engine.threads`: codec threads, 1 to [`MAX_WORKERS`].
     pub threads: usize,
-    /// `engine.models`: the folder with the bundles `lyra2` and `silero-vad` (docs/models.md); none:
-    /// only the Opus rungs.
+    /// `engine.models`: the folder with the bundles of the codec and `silero-vad` (docs/models.md);
+    /// none: only the Opus rungs.
     pub models: Option<PathBuf>,
+    /// `engine.codec`: the codec's bundle, a folder in `models`.
+    pub codec: String,
     /// `engine.runtime`: `libonnxruntime.so`; none: only the Opus rungs.
     pub runtime: Option<PathBuf>,
     /// `engine.local_bitrate`: Opus towards clients and LiveKit after the hop, bits a second.
@@ -239,6 +241,7 @@ impl Default for Settings {
             engine: Engine {
                 threads: cores.div_ceil(2).min(MAX_WORKERS),
                 models: None,
+                codec: "lyra2".into(),
                 runtime: None,
                 local_bitrate: 64_000,
             },
@@ -405,6 +408,7 @@ impl Settings {
         let Engine {
             threads,
             models,
+            codec,
             runtime,
             local_bitrate,
         } = engine;
@@ -418,6 +422,7 @@ impl Settings {
             ("media.workers", *workers == new.media.workers),
             ("engine.threads", *threads == new.engine.threads),
             ("engine.models", *models == new.engine.models),
+            ("engine.codec", *codec == new.engine.codec),
             ("engine.runtime", *runtime == new.engine.runtime),
             (
                 "engine.local_bitrate",

@@ -177,7 +177,7 @@ fn engine_config(settings: &Settings) -> EngineConfig {
     EngineConfig {
         threads: engine.threads,
         runtime: engine.runtime.clone(),
-        lyra: bundle("lyra2"),
+        lyra: bundle(&engine.codec),
         vad: bundle("silero-vad"),
         local_bitrate: engine.local_bitrate,
         ..EngineConfig::default()

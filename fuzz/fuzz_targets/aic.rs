@@ -7,7 +7,7 @@ use auralink_proto::hop::{
     Decoded, Encoded, PackTiming, Packer, PackerConfig, Redundancy, Refusal, RestoreTiming,
     Restorer, RestorerConfig, report,
 };
-use auralink_proto::ladder::{CodecId, Rung, Rungs};
+use auralink_proto::ladder::{CodecId, Frames, Rung, Rungs};
 use auralink_proto::packet::RtpHeader;
 use libfuzzer_sys::fuzz_target;
 use std::time::{Duration, Instant};
@@ -93,11 +93,11 @@ fn run(data: &[u8]) -> Option<()> {
             4 | 5 => {
                 let packet = rtp(&mut script, 35, &mut framed)?;
                 if let Some(header) = RtpHeader::parse(&packet)
-                    && let Ok(payload) = Payload::parse(header.payload(&packet))
+                    && let Ok(payload) = Payload::parse(header.payload(&packet), Frames::LYRA)
                 {
                     let mut again = Vec::new();
                     let copy = payload.redundant.as_ref();
-                    payload.part.write(copy, &mut again).expect("it was read");
+                    payload.part.write(copy, Frames::LYRA, &mut again).expect("it was read");
                 }
                 restorer.take(now, 0, &packet, packet.len());
             }
@@ -149,7 +149,7 @@ fn run(data: &[u8]) -> Option<()> {
                 let mut at = 0u32;
                 while packer.poll_packet(0, &mut out).is_some() {
                     let header = RtpHeader::parse(&out).expect("a packet");
-                    Payload::parse(header.payload(&out)).expect("a payload of ours");
+                    Payload::parse(header.payload(&out), Frames::LYRA).expect("a payload of ours");
                     if keep >> (at % 8) & 1 != 0 {
                         restorer.take(now, 0, &out, out.len());
                     }

@@ -20,13 +20,15 @@ class Broken(Exception):
 
 @dataclass(frozen=True)
 class Tensor:
-    """An input or output of a graph: f32; "batch" in the shape is the number of streams."""
+    """An input or output of a graph; "batch" in the shape is the number of streams."""
 
     name: str
     shape: list[int | str]
+    dtype: str = "f32"
 
     def __str__(self) -> str:
-        return f"{{name: {self.name}, shape: {_shape(self.shape)}}}"
+        dtype = "" if self.dtype == "f32" else f", dtype: {self.dtype}"
+        return f"{{name: {self.name}, shape: {_shape(self.shape)}{dtype}}}"
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,17 @@ class Graph:
     state_out: str
     state_shape: list[int | str]
     sample_rate_input: str | None = None
+    further_states: tuple[tuple[str, str, list[int | str]], ...] = ()
+    """Input, output and shape of states beside the first."""
 
     def lines(self) -> list[str]:
+        first = (self.state_in, self.state_out, self.state_shape)
+        states = [f"{{input: {source}, output: {sink}, shape: {_shape(shape)}}}" for source, sink, shape in (first, *self.further_states)]
         lines = [
             f"file: {self.file}",
             f"input: {self.input}",
             f"output: {self.output}",
-            f"state: {{input: {self.state_in}, output: {self.state_out}, shape: {_shape(self.state_shape)}}}",
+            *([f"state: {states[0]}"] if len(states) == 1 else ["state:", *(f"  - {state}" for state in states)]),
         ]
         if self.sample_rate_input:
             lines.append(f"sample_rate_input: {self.sample_rate_input}")

@@ -35,15 +35,21 @@ NOTICE = f"""Lyra, a speech codec: https://github.com/google/lyra
 {COPYRIGHT}
 Licensed under the Apache License, Version 2.0; see the file LICENSE.
 
-The files encoder.onnx, decoder.onnx and codebooks.f32 are MODIFIED. They were made by the AuraLink project from the model files of
+The files {{changed}} are MODIFIED. They were made by the AuraLink project from the model files of
 Lyra {VERSION}, as the PyPI wheel sora-sdk 2023.3.0 carries them:
 
 {{originals}}
 
 What was changed: the graphs were converted from TFLite to ONNX; int8 weights and int32 biases were multiplied out to 32-bit floating point
 and the steps between int8 and floating point left out; the state that the graphs keep between frames became an input and an output; the
-batch became variable; the quantizer's codebooks were taken out of its graph as plain numbers (f32, little-endian, [stage][entry][dimension]).
+batch became variable; {{quantizer}}.
 """
+
+
+def notice(changed: str, quantizer: str) -> str:
+    """What goes along with changed files: which they are, and what became of the quantizer."""
+    digests = "\n".join(f"  {name}  sha256 {digest}" for name, digest in ORIGINALS.items())
+    return NOTICE.format(originals=digests, changed=changed, quantizer=quantizer)
 
 
 def originals(folder: Path) -> dict[str, bytes]:
@@ -64,7 +70,10 @@ def build(folder: Path, downloads: Path) -> None:
         "decoder.onnx": decoder.model.SerializeToString(deterministic=True),
         "codebooks.f32": codebooks(load(files["quantizer.tflite"])[0], STAGES, ENTRIES, FEATURES).astype("<f4").tobytes(),
         "LICENSE": licence,
-        "NOTICE": NOTICE.format(originals="\n".join(f"  {name}  sha256 {digest}" for name, digest in ORIGINALS.items())).encode(),
+        "NOTICE": notice(
+            "encoder.onnx, decoder.onnx and codebooks.f32",
+            "the quantizer's codebooks were taken out of its graph as plain numbers (f32, little-endian, [stage][entry][dimension])",
+        ).encode(),
     }
     audio, features = Tensor("audio", ["batch", FRAME]), Tensor("features", ["batch", FEATURES])
     write_bundle(

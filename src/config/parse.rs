@@ -1,8 +1,8 @@
 //! The keys: which there are, what each may hold, and what they must not hold together.
 
 use super::values::{
-    address, bitrate, bytes, choice, duration, flag, glob, ip, level, number, packet, path, rung,
-    upstream,
+    address, bitrate, bytes, choice, duration, flag, folder, glob, ip, level, number, packet, path,
+    rung, upstream,
 };
 use super::yaml::{self, Findings, Section};
 use super::{
@@ -208,6 +208,7 @@ fn engine(section: Section<'_>, base: Engine) -> Engine {
     let engine = Engine {
         threads: section.or("threads", number(1..=MAX_WORKERS), base.threads),
         models: section.optional("models", path),
+        codec: section.or("codec", folder, base.codec),
         runtime: section.optional("runtime", path),
         local_bitrate: section.or(
             "local_bitrate",

@@ -266,6 +266,7 @@ fn what_only_a_restart_changes() {
         "log: {format: json}",
         "engine: {threads: 63}",
         "engine: {models: /m}",
+        "engine: {codec: other}",
         "engine: {runtime: /r}",
         "engine: {local_bitrate: 32k}",
         "audit: {log: /a}",

@@ -234,6 +234,18 @@ pub(super) fn path(node: &Node) -> Parsed<PathBuf> {
     Ok(path.into())
 }
 
+/// A folder's name in another folder.
+pub(super) fn folder(node: &Node) -> Parsed<String> {
+    let name = text(node, "the name of a folder in engine.models")?;
+    if name.is_empty() || name.starts_with('.') || name.contains(['/', '\0']) {
+        let shown = node.shown();
+        return Err(format!(
+            "{shown} is not the name of a folder in engine.models"
+        ));
+    }
+    Ok(name.to_owned())
+}
+
 /// A glob over names.
 pub(super) fn glob(node: &Node) -> Parsed<Glob> {
     text(node, "a pattern")?

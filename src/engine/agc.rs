@@ -20,6 +20,12 @@ const STEP: i8 = 2;
 /// A new gain is reached within 10 ms.
 pub const RAMP: usize = SAMPLE_RATE / 100;
 
+/// [`RAMP`] at another sample rate.
+#[must_use]
+pub const fn ramp_at(sample_rate: usize) -> usize {
+    sample_rate / 100
+}
+
 /// The factor of `db` decibels.
 #[must_use]
 pub fn factor(db: f32) -> f32 {
@@ -40,6 +46,8 @@ pub struct Agc {
     speech: Option<f32>,
     heard: u32,
     gain: i8,
+    /// That of the packet before.
+    before: i8,
 }
 
 impl Agc {
@@ -57,13 +65,19 @@ impl Agc {
                 self.learn(level(frame));
             }
         }
-        let before = self.gain;
+        self.before = self.gain;
         self.gain = if levels { self.next(pcm) } else { 0 };
-        ramp(pcm, f32::from(before), f32::from(self.gain));
+        self.again(pcm, SAMPLE_RATE);
+        self.gain
+    }
+
+    /// Does to the same packet at another sample rate what was done to it.
+    pub fn again(&self, pcm: &mut [f32], sample_rate: usize) {
+        let (before, gain) = (f32::from(self.before), f32::from(self.gain));
+        ramp(pcm, before, gain, ramp_at(sample_rate));
         for sample in pcm {
             *sample = sample.clamp(-1.0, 1.0);
         }
-        self.gain
     }
 
     fn learn(&mut self, level: f32) {
@@ -111,12 +125,12 @@ impl Agc {
     }
 }
 
-/// Multiplies with a gain that goes from one to another within [`RAMP`] samples, evenly in dB.
-fn ramp(pcm: &mut [f32], from: f32, to: f32) {
+/// Multiplies with a gain that goes from one to another within `length` samples, evenly in dB.
+fn ramp(pcm: &mut [f32], from: f32, to: f32, length: usize) {
     let target = factor(to);
-    let step = factor((to - from) / RAMP as f32);
+    let step = factor((to - from) / length as f32);
     let mut current = factor(from);
-    let (head, tail) = pcm.split_at_mut(pcm.len().min(if from == to { 0 } else { RAMP }));
+    let (head, tail) = pcm.split_at_mut(pcm.len().min(if from == to { 0 } else { length }));
     for sample in head {
         current *= step;
         *sample *= current;
@@ -138,17 +152,18 @@ pub struct Undo {
 
 impl Undo {
     /// Takes `gain` back from a packet's sound that its codec has delayed by `delay` samples.
-    pub fn apply(&mut self, pcm: &mut [f32], gain: i8, delay: usize) {
+    pub fn apply(&mut self, pcm: &mut [f32], gain: i8, delay: usize, sample_rate: usize) {
         let next = f32::from(gain);
-        let (before, after) = pcm.split_at_mut(delay.min(pcm.len().saturating_sub(RAMP)));
-        ramp(before, -self.current, -self.current);
-        ramp(after, -self.current, -next);
+        let length = ramp_at(sample_rate);
+        let (before, after) = pcm.split_at_mut(delay.min(pcm.len().saturating_sub(length)));
+        ramp(before, -self.current, -self.current, length);
+        ramp(after, -self.current, -next, length);
         self.current = next;
     }
 
     /// The same for sound that was made up: it is as loud as what came before.
     pub fn keep(&self, pcm: &mut [f32]) {
-        ramp(pcm, -self.current, -self.current);
+        ramp(pcm, -self.current, -self.current, RAMP);
     }
 
     /// Starts with `gain`, as the first packet of a codec does.
@@ -229,7 +244,7 @@ mod tests {
             delayed.extend(&pcm[..pcm.len() - delay]);
             let mut undo = Undo::default();
             for (packet, gain) in delayed.chunks_exact_mut(2 * FRAME).zip(gains) {
-                undo.apply(packet, gain, delay);
+                undo.apply(packet, gain, delay, SAMPLE_RATE);
             }
             let worst = delayed[delay..]
                 .iter()

@@ -5,13 +5,18 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use serde::Deserialize;
 use sha2::{Digest, Sha256};
+
+mod manifest;
+
+use manifest::Wrong;
+pub use manifest::{
+    BatchWord, Code, Codebooks, CodecModels, Codes, Dimension, Element, Entry, Graph, Kind,
+    Manifest, Stages, State, Tensor, bits,
+};
 
 /// The manifest's name in the folder.
 pub const MANIFEST: &str = "manifest.yaml";
-/// The format this engine reads.
-const FORMAT: u32 = 1;
 const LARGEST_MANIFEST: u64 = 256 * 1024;
 const LARGEST_FILE: u64 = 1024 * 1024 * 1024;
 
@@ -27,7 +32,7 @@ pub enum BundleError {
         error: std::io::Error,
     },
     /// The manifest isn't one.
-    #[error("{file}: {error}")]
+    #[error("{file}: {error}; docs/models.md describes the keys")]
     Manifest {
         /// Its path.
         file: String,
@@ -52,129 +57,6 @@ pub enum BundleError {
     },
 }
 
-/// A size in a tensor's shape.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(untagged)]
-pub enum Dimension {
-    /// A fixed one.
-    Fixed(usize),
-    /// As many as streams are in the batch; written `batch`.
-    Batch(BatchWord),
-}
-
-/// The word `batch`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum BatchWord {
-    /// The only one.
-    Batch,
-}
-
-/// An input or output of a graph: all are f32.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct Tensor {
-    /// Its name in the graph.
-    pub name: String,
-    /// Its shape, with one `batch` in it.
-    pub shape: Vec<Dimension>,
-}
-
-/// The state that goes in and comes out; a stream's begins with zeros.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct State {
-    /// The input's name.
-    pub input: String,
-    /// The output's name.
-    pub output: String,
-    /// The shape of both.
-    pub shape: Vec<Dimension>,
-}
-
-/// One ONNX file.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct Graph {
-    /// Its name in the bundle.
-    pub file: String,
-    /// What goes in.
-    pub input: Tensor,
-    /// What comes out.
-    pub output: Tensor,
-    /// What is kept.
-    pub state: State,
-    /// Name of a scalar int64 input that takes the sample rate, if it has one.
-    pub sample_rate_input: Option<String>,
-}
-
-/// A residual vector quantizer's codebooks.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct Codebooks {
-    /// Its name in the bundle: little-endian f32.
-    pub file: String,
-    /// `residual`.
-    pub kind: String,
-    /// How many stages.
-    pub stages: usize,
-    /// Entries of each.
-    pub entries: usize,
-    /// Numbers of each entry.
-    pub dimension: usize,
-}
-
-/// A file's length and digest.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct Entry {
-    /// Its length.
-    pub bytes: u64,
-    /// In hexadecimal.
-    pub sha256: String,
-}
-
-/// What the models are for.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(tag = "kind", rename_all = "lowercase")]
-// There are two of them in a process.
-#[allow(clippy::large_enum_variant)]
-pub enum Kind {
-    /// A speech codec: encoder, quantizer, decoder.
-    Codec {
-        /// From sound to features.
-        encoder: Graph,
-        /// From features to sound.
-        decoder: Graph,
-        /// Between them.
-        quantizer: Codebooks,
-    },
-    /// A voice activity detector.
-    Vad {
-        /// From sound to a probability.
-        model: Graph,
-        /// Samples of the frame before that go in front of each.
-        context: usize,
-    },
-}
-
-/// `manifest.yaml`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct Manifest {
-    /// 1.
-    pub format: u32,
-    /// The model's.
-    pub name: String,
-    /// The model's.
-    pub version: String,
-    /// SPDX.
-    pub licence: String,
-    /// Samples a second.
-    pub sample_rate: usize,
-    /// Samples of a frame.
-    pub frame: usize,
-    /// By kind.
-    #[serde(flatten)]
-    pub kind: Kind,
-    /// Every file but the manifest.
-    pub files: BTreeMap<String, Entry>,
-}
-
 /// A bundle that was read and found whole. It is in memory: what happens to the folder afterwards changes nothing.
 #[derive(Debug, Clone)]
 pub struct Bundle {
@@ -194,21 +76,17 @@ impl Bundle {
         let path = folder.join(MANIFEST);
         let place = path.display().to_string();
         let text = read(&path, LARGEST_MANIFEST)?;
-        let manifest: Manifest =
-            serde_yaml::from_slice(&text).map_err(|error| BundleError::Manifest {
-                file: place.clone(),
-                error,
-            })?;
         let unsupported = |what: String| BundleError::Unsupported {
             file: place.clone(),
             what,
         };
-        if manifest.format != FORMAT {
-            return Err(unsupported(format!(
-                "format is {}, this engine reads {FORMAT}",
-                manifest.format
-            )));
-        }
+        let manifest = Manifest::parse(&text).map_err(|wrong| match wrong {
+            Wrong::Yaml(error) => BundleError::Manifest {
+                file: place.clone(),
+                error,
+            },
+            Wrong::Key(what) => unsupported(what),
+        })?;
         let mut files = BTreeMap::new();
         for (name, entry) in &manifest.files {
             // A manifest must not point anywhere else than into its own folder.
@@ -244,7 +122,7 @@ impl Bundle {
             manifest,
             files,
         };
-        for name in bundle.used() {
+        for name in bundle.manifest.used() {
             if !bundle.files.contains_key(name) {
                 return Err(unsupported(format!("files: {name} is used but not listed")));
             }
@@ -256,17 +134,6 @@ impl Bundle {
     #[must_use]
     pub fn file(&self, name: &str) -> &[u8] {
         self.files.get(name).map_or(&[], Vec::as_slice)
-    }
-
-    fn used(&self) -> Vec<&str> {
-        match &self.manifest.kind {
-            Kind::Codec {
-                encoder,
-                decoder,
-                quantizer,
-            } => vec![&encoder.file, &decoder.file, &quantizer.file],
-            Kind::Vad { model, .. } => vec![&model.file],
-        }
     }
 }
 
@@ -294,6 +161,8 @@ fn hex(bytes: &[u8]) -> String {
 mod tests {
     use std::path::PathBuf;
 
+    use auralink_proto::ladder::Frames;
+
     use super::*;
     use crate::testing::{copy_of, lyra_bundle, vad_bundle};
 
@@ -311,9 +180,12 @@ mod tests {
             (lyra.manifest.sample_rate, lyra.manifest.frame),
             (16_000, 320)
         );
-        assert!(
-            matches!(&lyra.manifest.kind, Kind::Codec { quantizer, .. } if quantizer.stages == 46)
-        );
+        let Kind::Codec(codec) = &lyra.manifest.kind else {
+            panic!("{:?}", lyra.manifest.kind)
+        };
+        assert_eq!(codec.code.sizes(), (46, 16));
+        assert_eq!((codec.rungs, codec.delay), (Stages { l1: 16, l2: 30 }, 0));
+        assert_eq!(codec.frames, Frames::LYRA);
         assert_eq!(lyra.sha256.len(), 64);
         let vad = Bundle::read(&vad_bundle()).unwrap();
         assert!(matches!(&vad.manifest.kind, Kind::Vad { context: 64, .. }));

@@ -1,8 +1,9 @@
 //! What a speech codec has to be able to do. Two are built in: [`crate::lyra::Lyra`] and [`crate::opus::Opus`].
 
-use auralink_proto::ladder::{CodecId, Rung};
+use auralink_proto::ladder::{CodecId, Frames, Rung};
 
-/// Samples a second of all speech in the engine.
+/// Samples a second of the speech in the engine: of the ladder's Opus, the detector and the gain control. A bundle's codec may work
+/// at a higher rate ([`Format`]).
 pub const SAMPLE_RATE: usize = 16_000;
 /// Samples of 20 ms, the unit that everything is a multiple of.
 pub const FRAME: usize = SAMPLE_RATE / 50;
@@ -18,6 +19,41 @@ pub enum CodecError {
     Failed(String),
 }
 
+/// What a codec's speech and payloads are measured in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Format {
+    /// Samples a second: [`SAMPLE_RATE`] or a multiple of 8 kHz above it.
+    pub sample_rate: usize,
+    /// Samples of a frame.
+    pub frame: usize,
+    /// Samples by which sound comes out later than it went in.
+    pub delay: usize,
+    /// Frames on the wire.
+    pub wire: Frames,
+}
+
+impl Format {
+    /// Lyra's: 20 ms of 16 kHz.
+    pub const LYRA: Self = Self {
+        sample_rate: SAMPLE_RATE,
+        frame: FRAME,
+        delay: 0,
+        wire: Frames::LYRA,
+    };
+
+    /// Samples of `ms` milliseconds.
+    #[must_use]
+    pub const fn samples(&self, ms: usize) -> usize {
+        self.sample_rate * ms / 1000
+    }
+
+    /// Whether `ms` milliseconds are a whole number of frames.
+    #[must_use]
+    pub const fn is_whole(&self, ms: usize) -> bool {
+        self.samples(ms).is_multiple_of(self.frame)
+    }
+}
+
 /// One stream's part of a batch to encode.
 #[derive(Debug)]
 pub struct EncodeTask<'a, S> {
@@ -25,7 +61,7 @@ pub struct EncodeTask<'a, S> {
     pub state: &'a mut S,
     /// A rung of this codec.
     pub rung: Rung,
-    /// 16 kHz mono within ±1: one to three whole frames of 20 ms.
+    /// Mono within ±1 at the codec's rate: whole frames, of 60 ms in all at most.
     pub pcm: &'a [f32],
     /// Result: the coded speech.
     pub payload: Vec<u8>,
@@ -42,9 +78,9 @@ pub struct DecodeTask<'a, S> {
     pub codec: CodecId,
     /// The payload; `None` where it never came and has to be concealed.
     pub payload: Option<&'a [u8]>,
-    /// Samples that it stands for: whole frames of 20 ms.
+    /// Samples that it stands for at the codec's rate: whole frames; what is concealed may end anywhere.
     pub samples: usize,
-    /// Result: `samples` of 16 kHz mono within ±1.
+    /// Result: `samples` of mono within ±1.
     pub pcm: Vec<f32>,
     /// Result: whether there are any.
     pub done: Result<(), CodecError>,
@@ -88,6 +124,11 @@ pub trait Codec: Send {
     type Encoder: Send;
     /// What a receiver keeps of a stream.
     type Decoder: Send;
+
+    /// What its speech and payloads are measured in.
+    fn format(&self) -> Format {
+        Format::LYRA
+    }
 
     /// The state of a stream that begins.
     ///

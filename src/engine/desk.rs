@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use auralink_proto::ladder::{Rung, Rungs};
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use crate::codec::Codec;
+use crate::codec::{Codec, Format};
 use crate::gate::Detector;
 use crate::job::{Direction, Job, Outcome};
 use crate::lyra::{LyraDecoder, LyraEncoder};
@@ -75,6 +75,7 @@ pub(crate) struct Desk {
     receivers: FxHashMap<Key, (Instant, Box<Receiver>)>,
     swept: Option<Instant>,
 }
+
 impl Desk {
     pub(crate) fn new(bitrate: u32, complexity: u8, slow: Duration, kit: Kit) -> Self {
         Self {
@@ -100,6 +101,12 @@ impl Desk {
         for (_, receiver) in self.receivers.values_mut() {
             receiver.forget_models();
         }
+    }
+
+    /// What the neural codec's speech is measured in; Lyra's without one.
+    fn format(&self) -> Format {
+        let neural = self.kit.neural.as_ref();
+        neural.map_or(Format::LYRA, |neural| neural.format())
     }
 
     /// How many streams it knows.

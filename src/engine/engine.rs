@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use auralink_proto::ladder::{Rung, Rungs};
+use auralink_proto::ladder::{Frames, Rung, Rungs};
 use crossbeam_channel::{Receiver, Sender};
 use rustc_hash::FxHasher;
 
@@ -29,7 +29,7 @@ pub struct EngineConfig {
     pub batch: usize,
     /// `libonnxruntime.so`; without it there are only Opus rungs.
     pub runtime: Option<PathBuf>,
-    /// The folder of the Lyra bundle; without it there are only Opus rungs.
+    /// The folder of the codec's bundle, Lyra v2 or another; without it there are only Opus rungs.
     pub lyra: Option<PathBuf>,
     /// The folder of the voice detector's bundle; without it nothing is coded below L4.
     pub vad: Option<PathBuf>,
@@ -89,8 +89,10 @@ pub struct Status {
     pub complete: bool,
     /// What is wrong and what to do, a line each; empty when `complete`.
     pub problems: Vec<String>,
-    /// The sha256 of the manifests in use: Lyra's, the voice detector's.
+    /// Names and sha256 of the manifests in use: the codec's, the voice detector's.
     pub bundles: Vec<(String, String)>,
+    /// The sha256 of the codec's manifest, where it is loaded.
+    pub codec: Option<String>,
     /// Codec threads that take jobs now.
     pub threads_up: usize,
 }
@@ -239,6 +241,7 @@ impl Engine {
             complete: problems.is_empty(),
             problems,
             bundles: report.bundles,
+            codec: report.codec,
             threads_up,
         }
     }
@@ -328,6 +331,12 @@ impl Port {
     #[must_use]
     pub fn decodable(&self) -> Rungs {
         self.shared.decodable()
+    }
+
+    /// Frames of the codec that was loaded last: what payloads of L1 and L2 consist of.
+    #[must_use]
+    pub fn frames(&self) -> Frames {
+        self.shared.frames()
     }
 
     /// The thread that a track is pinned to.

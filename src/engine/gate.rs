@@ -91,7 +91,8 @@ impl Silero {
                 manifest.name, manifest.frame, manifest.sample_rate
             ));
         }
-        let graph = StatefulGraph::new(environment, model, bundle.file(&model.file), SAMPLE_RATE)?;
+        let file = bundle.file(&model.file);
+        let graph = StatefulGraph::new(environment, "model", model, file, SAMPLE_RATE)?;
         if (graph.input_size(), graph.output_size()) != (context + WINDOW, 1) {
             return Err(format!(
                 "{}: the model has to go from {} samples to one probability",

@@ -99,7 +99,7 @@ pub struct Encoded {
     pub rung: Rung,
     /// What the payload is coded with.
     pub codec: CodecId,
-    /// The coded speech: 8 or 15 bytes a frame of 20 ms (Lyra), or one Opus packet.
+    /// The coded speech: the frames of the bundle's codec, or one Opus packet.
     pub payload: Vec<u8>,
     /// Decibels applied before coding, −32 to 31; to be undone by the receiver.
     pub gain: i8,

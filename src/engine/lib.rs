@@ -7,6 +7,7 @@
 //! itself, Lyra and the voice detector work at that rate, and no rung carries more than wideband.
 
 pub mod agc;
+pub mod bits;
 pub mod breaker;
 pub mod bundle;
 pub mod codec;

@@ -1,27 +1,21 @@
-//! Lyra v2 on ONNX Runtime: one pair of sessions serves every stream of a thread; frames of all streams run as one batch.
+//! The codec of a bundle on ONNX Runtime, Lyra v2 or another: one pair of sessions serves every stream of a thread; frames of all
+//! streams run as one batch.
 
-use auralink_proto::ladder::{CodecId, Rung};
+use auralink_proto::ladder::CodecId;
 use ort::environment::Environment;
 
-use crate::bundle::{Bundle, Kind};
-use crate::codec::{Codec, CodecError, DecodeTask, EncodeTask, FRAME, SAMPLE_RATE};
+use crate::bits::{self, Writer};
+use crate::bundle::{self, Bundle, Code, Kind, Stages};
+use crate::codec::{Codec, CodecError, DecodeTask, EncodeTask, Format};
 use crate::onnx::{Row, StatefulGraph};
 use crate::quantizer::Quantizer;
 
-/// Frames after which concealed speech has faded to silence: longer than a gap in a word, shorter than what sounds like a drone.
-const FADE_FRAMES: u16 = 6;
-/// Samples in which it comes back after a loss: 5 ms.
-const RETURN: usize = SAMPLE_RATE / 200;
-
-/// Quantizer stages of each of the two rates; the few are a prefix of the many.
-#[must_use]
-pub const fn stages(codec: CodecId) -> Option<usize> {
-    match codec {
-        CodecId::Lyra3 => Some(16),
-        CodecId::Lyra6 => Some(30),
-        _ => None,
-    }
-}
+/// Concealed speech has faded to silence after so many milliseconds: longer than a gap in a word, shorter than what sounds like a drone.
+const FADE_MS: usize = 120;
+/// Milliseconds in which it comes back after a loss.
+const RETURN_MS: usize = 5;
+/// A code of a stage that isn't there: what a decoder's graph is given where less came than it can take.
+const NO_CODE: f32 = -1.0;
 
 /// A sender's state of a stream.
 #[derive(Debug, Clone)]
@@ -33,8 +27,8 @@ pub struct LyraEncoder {
 #[derive(Debug, Clone)]
 pub struct LyraDecoder {
     state: Vec<f32>,
-    /// Frames concealed in a row.
-    concealed: u16,
+    /// Samples concealed in a row.
+    concealed: usize,
     /// What the last sample was multiplied with.
     level: f32,
 }
@@ -55,12 +49,24 @@ impl LyraDecoder {
     }
 }
 
-/// A codec of 16 kHz and 20 ms frames whose features a residual quantizer codes: Lyra v2, or another one with the same bundle format.
+/// What stands between the graphs.
+#[derive(Debug)]
+enum Between {
+    /// The graphs give and take features.
+    Quantizer(Quantizer),
+    /// The graphs give and take codes, so many below `entries`.
+    Codes { stages: usize, entries: usize },
+}
+
+/// The codec of a bundle: frames go through the encoder's graph, become codes, and codes come back through the decoder's.
 #[derive(Debug)]
 pub struct Lyra {
     encoder: StatefulGraph,
     decoder: StatefulGraph,
-    quantizer: Quantizer,
+    between: Between,
+    bits: u32,
+    rungs: Stages,
+    format: Format,
 }
 
 impl Lyra {
@@ -70,50 +76,178 @@ impl Lyra {
     /// In words: what of the bundle this engine can't run.
     pub fn new(environment: &Environment, bundle: &Bundle) -> Result<Self, String> {
         let manifest = &bundle.manifest;
-        let Kind::Codec {
-            encoder,
-            decoder,
-            quantizer: books,
-        } = &manifest.kind
-        else {
+        let Kind::Codec(codec) = &manifest.kind else {
             return Err(format!("{} is no codec", manifest.name));
         };
-        if (manifest.sample_rate, manifest.frame) != (SAMPLE_RATE, FRAME) {
-            return Err(format!(
-                "{} has frames of {} samples at {} Hz; this engine runs codecs with {FRAME} at {SAMPLE_RATE} Hz",
-                manifest.name, manifest.frame, manifest.sample_rate
-            ));
-        }
-        if books.kind != "residual" || books.entries != 16 || books.stages < 30 {
-            return Err(format!(
-                "{}: the quantizer has to be residual, with 16 entries a stage and at least 30 stages",
-                manifest.name
-            ));
-        }
-        let quantizer = Quantizer::new(bundle.file(&books.file), books.stages, books.dimension)?;
-        let graph =
-            |graph| StatefulGraph::new(environment, graph, bundle.file(&graph.file), SAMPLE_RATE);
-        let (encoder, decoder) = (graph(encoder)?, graph(decoder)?);
-        let features = quantizer.dimension();
-        if (encoder.input_size(), encoder.output_size()) != (FRAME, features)
-            || (decoder.input_size(), decoder.output_size()) != (features, FRAME)
-        {
-            return Err(format!(
-                "{}: encoder and decoder have to go from {FRAME} samples to {features} features and back",
-                manifest.name
-            ));
+        let between = match &codec.code {
+            Code::Quantizer(books) => {
+                let bytes = bundle.file(&books.file);
+                Quantizer::new(bytes, books.stages, books.entries, books.dimension)
+                    .map(Between::Quantizer)
+                    .map_err(|error| format!("{}: {error}", books.file))?
+            }
+            Code::Codes(codes) => Between::Codes {
+                stages: codes.stages,
+                entries: codes.entries,
+            },
+        };
+        let (rate, frame) = (manifest.sample_rate, manifest.frame);
+        let graph = |part, graph: &bundle::Graph| {
+            StatefulGraph::new(environment, part, graph, bundle.file(&graph.file), rate)
+        };
+        let (encoder, decoder) = (
+            graph("encoder", &codec.encoder)?,
+            graph("decoder", &codec.decoder)?,
+        );
+        let (what, width) = match &between {
+            Between::Quantizer(quantizer) => ("quantizer.dimension", quantizer.dimension()),
+            Between::Codes { stages, .. } => ("codes.stages", *stages),
+        };
+        for (key, size, what, wanted) in [
+            ("encoder.input", encoder.input_size(), "frame", frame),
+            ("encoder.output", encoder.output_size(), what, width),
+            ("decoder.input", decoder.input_size(), what, width),
+            ("decoder.output", decoder.output_size(), "frame", frame),
+        ] {
+            if size != wanted {
+                return Err(format!(
+                    "{key}.shape has {size} numbers a stream, {what} says {wanted}: they have to agree"
+                ));
+            }
         }
         Ok(Self {
             encoder,
             decoder,
-            quantizer,
+            between,
+            bits: bundle::bits(codec.code.sizes().1),
+            rungs: codec.rungs,
+            format: Format {
+                sample_rate: rate,
+                frame,
+                delay: codec.delay,
+                wire: codec.frames,
+            },
         })
+    }
+
+    /// How many stages a rung sends.
+    const fn stages(&self, codec: CodecId) -> Option<usize> {
+        match codec {
+            CodecId::Lyra3 => Some(self.rungs.l1),
+            CodecId::Lyra6 => Some(self.rungs.l2),
+            _ => None,
+        }
+    }
+
+    fn check(&self, task: &DecodeTask<'_, LyraDecoder>) -> Result<(), CodecError> {
+        if task.samples == 0 || task.samples > self.format.samples(120) {
+            return Err(CodecError::Input("no duration that is carried"));
+        }
+        let Some(payload) = task.payload else {
+            return Ok(());
+        };
+        if !task.samples.is_multiple_of(self.format.frame) {
+            return Err(CodecError::Input("not whole frames"));
+        }
+        let frames = task.samples / self.format.frame;
+        let Some(stages) = self.stages(task.codec) else {
+            return Err(CodecError::Input("another codec's"));
+        };
+        if payload.len() == frames * bits::bytes(stages, self.bits) {
+            Ok(())
+        } else {
+            Err(CodecError::Input("another duration than said"))
+        }
+    }
+
+    /// Takes concealed speech down over [`FADE_MS`] and what comes after it up again in [`RETURN_MS`]. `concealed` are the samples
+    /// in a row, these included; `level` is what the last sample was multiplied with.
+    fn fade(&self, pcm: &mut [f32], concealed: usize, level: &mut f32) {
+        let whole = self.format.samples(FADE_MS);
+        let target = 1.0 - concealed.min(whole) as f32 / whole as f32;
+        let length = if concealed == 0 {
+            self.format.samples(RETURN_MS)
+        } else {
+            self.format.frame
+        };
+        let start = *level;
+        let mut end = target;
+        for (k, sample) in pcm.iter_mut().enumerate() {
+            let part = ((k + 1) as f32 / length as f32).min(1.0);
+            end = start + (target - start) * part;
+            *sample = (*sample * end).clamp(-1.0, 1.0);
+        }
+        *level = if pcm.len() < length { end } else { target };
+    }
+}
+
+impl Between {
+    /// Appends the bytes of the first `stages` stages of what the encoder gave.
+    fn pack(
+        &self,
+        given: &[f32],
+        stages: usize,
+        bits: u32,
+        out: &mut Vec<u8>,
+    ) -> Result<(), CodecError> {
+        let entries = match self {
+            Self::Quantizer(quantizer) => {
+                quantizer.encode(given, stages, out);
+                return Ok(());
+            }
+            Self::Codes { entries, .. } => *entries,
+        };
+        let mut writer = Writer::new(out, bits);
+        for code in given.iter().take(stages) {
+            if !(0.0..entries as f32).contains(code) {
+                return Err(CodecError::Failed(format!(
+                    "the encoder gave a code of {code}; 0 to {} are codes.entries",
+                    entries - 1
+                )));
+            }
+            writer.put(*code as u16);
+        }
+        writer.end();
+        Ok(())
+    }
+
+    /// What the decoder takes for a frame's bytes, or for none.
+    fn unpack(
+        &self,
+        code: Option<&[u8]>,
+        stages: usize,
+        bits: u32,
+        taken: &mut [f32],
+    ) -> Result<(), CodecError> {
+        match (self, code) {
+            // Zero features conceal better than the last ones repeated.
+            (Self::Quantizer(_), None) => taken.fill(0.0),
+            (Self::Quantizer(quantizer), Some(code)) => {
+                return quantizer.decode(code, stages, taken);
+            }
+            (Self::Codes { .. }, None) => taken.fill(NO_CODE),
+            (Self::Codes { entries, .. }, Some(code)) => {
+                taken.fill(NO_CODE);
+                for (place, code) in taken.iter_mut().zip(bits::read(code, bits).take(stages)) {
+                    if usize::from(code) >= *entries {
+                        taken.fill(NO_CODE);
+                        return Err(CodecError::Input("a code beyond the codebook"));
+                    }
+                    *place = f32::from(code);
+                }
+            }
+        }
+        Ok(())
     }
 }
 
 impl Codec for Lyra {
     type Encoder = LyraEncoder;
     type Decoder = LyraDecoder;
+
+    fn format(&self) -> Format {
+        self.format
+    }
 
     fn encoder(&self) -> Result<LyraEncoder, CodecError> {
         Ok(LyraEncoder {
@@ -130,26 +264,26 @@ impl Codec for Lyra {
     }
 
     fn encode(&mut self, batch: &mut [EncodeTask<'_, LyraEncoder>]) {
-        let dimension = self.quantizer.dimension();
+        let (frame, width) = (self.format.frame, self.encoder.output_size());
         let mut steps = 0;
         for task in batch.iter_mut() {
             task.payload.clear();
-            task.done = if stages(task.rung.codec()).is_none() {
+            task.done = if self.stages(task.rung.codec()).is_none() {
                 Err(CodecError::Input("not a rung of this codec"))
-            } else if task.pcm.is_empty() || !task.pcm.len().is_multiple_of(FRAME) {
-                Err(CodecError::Input("not whole frames of 20 ms"))
+            } else if task.pcm.is_empty() || !task.pcm.len().is_multiple_of(frame) {
+                Err(CodecError::Input("not whole frames"))
             } else {
-                steps = steps.max(task.pcm.len() / FRAME);
+                steps = steps.max(task.pcm.len() / frame);
                 Ok(())
             };
         }
-        let mut features = vec![0.0; dimension * batch.len()];
+        let mut given = vec![0.0; width * batch.len()];
         for step in 0..steps {
             let mut rows = Vec::with_capacity(batch.len());
             let mut coded = Vec::with_capacity(batch.len());
-            for (task, output) in batch.iter_mut().zip(features.chunks_exact_mut(dimension)) {
+            for (task, output) in batch.iter_mut().zip(given.chunks_exact_mut(width)) {
                 if task.done.is_ok()
-                    && let Some(input) = task.pcm.chunks_exact(FRAME).nth(step)
+                    && let Some(input) = task.pcm.chunks_exact(frame).nth(step)
                 {
                     rows.push(Row {
                         input,
@@ -162,55 +296,55 @@ impl Codec for Lyra {
             }
             self.encoder.run(&mut rows);
             for (row, (rung, payload, done)) in rows.into_iter().zip(coded) {
-                match (row.done, stages(rung.codec())) {
-                    (Ok(()), Some(stages)) => self.quantizer.encode(row.output, stages, payload),
-                    (Err(error), _) => {
-                        payload.clear();
-                        *done = Err(error);
-                    }
-                    (Ok(()), None) => {}
+                let Some(stages) = self.stages(rung.codec()) else {
+                    continue;
+                };
+                let packed = row
+                    .done
+                    .and_then(|()| self.between.pack(row.output, stages, self.bits, payload));
+                if let Err(error) = packed {
+                    payload.clear();
+                    row.state.fill(0.0);
+                    *done = Err(error);
                 }
             }
         }
     }
 
     fn decode(&mut self, batch: &mut [DecodeTask<'_, LyraDecoder>]) {
-        let dimension = self.quantizer.dimension();
+        let (frame, width) = (self.format.frame, self.decoder.input_size());
         let mut steps = 0;
         for task in batch.iter_mut() {
-            task.done = check(task);
+            task.done = self.check(task);
             if task.done.is_ok() {
-                task.pcm.resize(task.samples, 0.0);
-                steps = steps.max(task.samples / FRAME);
+                // What is concealed may end within a frame: the rest of that is cut off at the end.
+                let frames = task.samples.div_ceil(frame);
+                task.pcm.resize(frames * frame, 0.0);
+                steps = steps.max(frames);
             }
         }
-        let mut features = vec![0.0; dimension * batch.len()];
+        let mut taken = vec![0.0; width * batch.len()];
         for step in 0..steps {
             let mut rows = Vec::with_capacity(batch.len());
             let mut ends = Vec::with_capacity(batch.len());
-            for (task, features) in batch.iter_mut().zip(features.chunks_exact_mut(dimension)) {
+            for (task, taken) in batch.iter_mut().zip(taken.chunks_exact_mut(width)) {
                 if task.done.is_err() {
                     continue;
                 }
-                let Some(output) = task.pcm.chunks_exact_mut(FRAME).nth(step) else {
+                let Some(output) = task.pcm.chunks_exact_mut(frame).nth(step) else {
                     continue;
                 };
-                // Zero features conceal better than the last ones repeated.
-                features.fill(0.0);
-                let stages = stages(task.codec).unwrap_or(0);
-                let code = task
-                    .payload
-                    .and_then(|p| p.chunks_exact(stages.div_ceil(2)).nth(step));
-                if let Some(code) = code {
-                    task.done = self.quantizer.decode(code, stages, features);
-                }
+                let stages = self.stages(task.codec).unwrap_or(0);
+                let each = bits::bytes(stages, self.bits).max(1);
+                let code = task.payload.and_then(|p| p.chunks_exact(each).nth(step));
+                task.done = self.between.unpack(code, stages, self.bits, taken);
                 let LyraDecoder {
                     state,
                     concealed,
                     level,
                 } = &mut *task.state;
                 rows.push(Row {
-                    input: features,
+                    input: taken,
                     state,
                     output,
                     done: Ok(()),
@@ -219,8 +353,12 @@ impl Codec for Lyra {
             }
             self.decoder.run(&mut rows);
             for (row, (concealed, level, came, done)) in rows.into_iter().zip(ends) {
-                *concealed = if came { 0 } else { concealed.saturating_add(1) };
-                fade(row.output, *concealed, level);
+                *concealed = if came {
+                    0
+                } else {
+                    concealed.saturating_add(frame)
+                };
+                self.fade(row.output, *concealed, level);
                 if let Err(error) = row.done {
                     *done = Err(error);
                 }
@@ -230,51 +368,19 @@ impl Codec for Lyra {
             if task.done.is_err() {
                 task.pcm.clear();
                 task.state.reset();
+            } else {
+                task.pcm.truncate(task.samples);
             }
         }
     }
 }
 
-fn check(task: &DecodeTask<'_, LyraDecoder>) -> Result<(), CodecError> {
-    let frames = task.samples / FRAME;
-    if task.samples == 0 || !task.samples.is_multiple_of(FRAME) {
-        return Err(CodecError::Input("not whole frames of 20 ms"));
-    }
-    let Some(payload) = task.payload else {
-        return Ok(());
-    };
-    let Some(stages) = stages(task.codec) else {
-        return Err(CodecError::Input("another codec's"));
-    };
-    if payload.len() == frames * stages.div_ceil(2) {
-        Ok(())
-    } else {
-        Err(CodecError::Input("another duration than said"))
-    }
-}
-
-/// Takes concealed speech down over [`FADE_FRAMES`] frames and what comes after it up again in 5 ms. `level` is what the last
-/// sample was multiplied with.
-fn fade(pcm: &mut [f32], concealed: u16, level: &mut f32) {
-    let target = 1.0 - f32::from(concealed.min(FADE_FRAMES)) / f32::from(FADE_FRAMES);
-    let length = if concealed == 0 { RETURN } else { FRAME };
-    let start = *level;
-    for (k, sample) in pcm.iter_mut().enumerate() {
-        let part = ((k + 1) as f32 / length as f32).min(1.0);
-        *sample = (*sample * (start + (target - start) * part)).clamp(-1.0, 1.0);
-    }
-    *level = target;
-}
-
-/// What a rung of this codec costs.
-#[must_use]
-pub fn frame_bytes(rung: Rung) -> Option<usize> {
-    stages(rung.codec()).map(|stages| stages.div_ceil(2))
-}
-
 #[cfg(test)]
 mod tests {
+    use auralink_proto::ladder::Rung;
+
     use super::*;
+    use crate::codec::FRAME;
     use crate::testing::{environment, level, likeness, lyra_bundle, speech};
 
     fn lyra() -> Lyra {

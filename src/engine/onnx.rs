@@ -1,5 +1,6 @@
 //! ONNX Runtime: the library loaded at run time, and graphs that carry a state per stream.
 
+use std::borrow::Cow;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -8,11 +9,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ort::environment::Environment;
 use ort::logging::LogLevel;
-use ort::session::Session;
 use ort::session::builder::GraphOptimizationLevel;
-use ort::value::TensorRef;
+use ort::session::{Session, SessionInputValue};
+use ort::value::{Outlet, TensorElementType, TensorRef, ValueType};
 
-use crate::bundle::{Dimension, Graph};
+use crate::bundle::{Dimension, Element, Graph, Tensor};
 use crate::codec::CodecError;
 
 /// The one environment of the process: ONNX Runtime allows no second, and is never unloaded.
@@ -109,6 +110,11 @@ pub struct Row<'a> {
     pub done: Result<(), CodecError>,
 }
 
+/// Numbers of all the states of a stream together: 16 MiB. Thousands of streams are to fit.
+const LARGEST_STATE: usize = 1 << 22;
+/// Numbers of any other tensor of a stream.
+const LARGEST_TENSOR: usize = 1 << 20;
+
 /// Where the batch stands in a shape.
 #[derive(Debug, Clone)]
 struct Shape {
@@ -122,22 +128,24 @@ impl Shape {
         let mut sizes = Vec::new();
         for (place, dimension) in dimensions.iter().enumerate() {
             match dimension {
-                Dimension::Fixed(size) if (1..=1 << 24).contains(size) => sizes.push(*size),
-                Dimension::Fixed(size) => return Err(format!("{name}: a size of {size}")),
+                Dimension::Fixed(size) if (1..=LARGEST_STATE).contains(size) => sizes.push(*size),
+                Dimension::Fixed(size) => return Err(format!("{name}.shape: a size of {size}")),
                 Dimension::Batch(_) if batch.is_none() => {
                     batch = Some(place);
                     sizes.push(1);
                 }
-                Dimension::Batch(_) => return Err(format!("{name}: two batch dimensions")),
+                Dimension::Batch(_) => return Err(format!("{name}.shape: two batch dimensions")),
             }
         }
-        let batch = batch.ok_or_else(|| format!("{name}: no batch dimension"))?;
+        let batch = batch.ok_or_else(|| format!("{name}.shape: no batch dimension"))?;
         if sizes
             .iter()
             .try_fold(1usize, |a, b| a.checked_mul(*b))
-            .is_none_or(|n| n > 1 << 24)
+            .is_none_or(|n| n > LARGEST_STATE)
         {
-            return Err(format!("{name}: too large"));
+            return Err(format!(
+                "{name}.shape: over {LARGEST_STATE} numbers a stream"
+            ));
         }
         Ok(Self { sizes, batch })
     }
@@ -174,57 +182,111 @@ impl Shape {
     }
 }
 
-/// A graph that takes an input and a state and gives an output and the next state, for any number of streams at once.
+/// A state's names and place.
+#[derive(Debug)]
+struct Held {
+    input: String,
+    output: String,
+    shape: Shape,
+    /// The batch's numbers, kept so that nothing is allocated for them.
+    numbers: Vec<f32>,
+}
+
+/// A graph that takes an input and states and gives an output and the next states, for any number of streams at once. A stream's
+/// states lie one after the other in the order of the manifest. Codes (i64) go in and come out as the `f32` of the same value:
+/// they have 16 bits at most, which `f32` holds exactly.
 #[derive(Debug)]
 pub struct StatefulGraph {
     session: Session,
     graph: Graph,
     input: Shape,
     output: Shape,
-    state: Shape,
+    states: Vec<Held>,
     sample_rate: [i64; 1],
     /// Kept from batch to batch, so that nothing is allocated for them.
     inputs: Vec<f32>,
-    states: Vec<f32>,
+    codes: Vec<i64>,
 }
 
 impl StatefulGraph {
-    /// Builds a session of one thread.
+    /// Builds a session of one thread. `part` is the graph's key in the manifest.
     ///
     /// # Errors
     /// In words: the file isn't one that ONNX Runtime takes, or hasn't the inputs and outputs of the manifest.
     pub fn new(
         environment: &Environment,
+        part: &str,
         graph: &Graph,
         model: &[u8],
         sample_rate: usize,
     ) -> Result<Self, String> {
         let explain = |error: String| format!("{}: {error}", graph.file);
         let session = session(environment, model).map_err(|error| explain(error.to_string()))?;
-        let has =
-            |outlets: &[ort::value::Outlet], name: &str| outlets.iter().any(|o| o.name() == name);
-        for name in [&graph.input.name, &graph.state.input]
-            .into_iter()
-            .chain(&graph.sample_rate_input)
-        {
-            if !has(session.inputs(), name) {
-                return Err(explain(format!("the graph has no input {name}")));
+        let shape =
+            |key: &str, dimensions: &[Dimension]| Shape::new(&format!("{part}.{key}"), dimensions);
+        let large = |key: &str, tensor: &Tensor| {
+            let shape = shape(key, &tensor.shape)?;
+            if shape.each() > LARGEST_TENSOR {
+                return Err(format!(
+                    "{part}.{key}.shape: over {LARGEST_TENSOR} numbers a stream"
+                ));
             }
+            Ok(shape)
+        };
+        let (input, output) = (
+            large("input", &graph.input)?,
+            large("output", &graph.output)?,
+        );
+        let (inputs, outputs) = (session.inputs(), session.outputs());
+        let side = ("input", inputs);
+        agrees(side, &graph.input.name, graph.input.dtype, &input).map_err(explain)?;
+        let side = ("output", outputs);
+        agrees(side, &graph.output.name, graph.output.dtype, &output).map_err(explain)?;
+        let mut states = Vec::with_capacity(graph.state.len());
+        for state in &graph.state {
+            let shape = shape("state", &state.shape)?;
+            agrees(("input", inputs), &state.input, Element::F32, &shape).map_err(explain)?;
+            agrees(("output", outputs), &state.output, Element::F32, &shape).map_err(explain)?;
+            states.push(Held {
+                input: state.input.clone(),
+                output: state.output.clone(),
+                shape,
+                numbers: Vec::new(),
+            });
         }
-        for name in [&graph.output.name, &graph.state.output] {
-            if !has(session.outputs(), name) {
-                return Err(explain(format!("the graph has no output {name}")));
-            }
+        if states.iter().map(|state| state.shape.each()).sum::<usize>() > LARGEST_STATE {
+            return Err(format!(
+                "{part}.state: over {LARGEST_STATE} numbers a stream"
+            ));
+        }
+        if let Some(name) = &graph.sample_rate_input
+            && !inputs.iter().any(|outlet| outlet.name() == name)
+        {
+            return Err(explain(format!("the graph has no input {name}")));
+        }
+        let given = graph.state.iter().map(|state| &state.input);
+        let given: Vec<&String> = given
+            .chain([&graph.input.name])
+            .chain(&graph.sample_rate_input)
+            .collect();
+        if let Some(other) = inputs
+            .iter()
+            .find(|outlet| given.iter().all(|name| *name != outlet.name()))
+        {
+            return Err(explain(format!(
+                "the graph wants an input {}, which {part} doesn't name: a state has to be listed under state",
+                other.name()
+            )));
         }
         Ok(Self {
+            input,
+            output,
+            states,
             session,
-            input: Shape::new("input", &graph.input.shape).map_err(explain)?,
-            output: Shape::new("output", &graph.output.shape).map_err(explain)?,
-            state: Shape::new("state", &graph.state.shape).map_err(explain)?,
             graph: graph.clone(),
             sample_rate: [sample_rate as i64],
             inputs: Vec::new(),
-            states: Vec::new(),
+            codes: Vec::new(),
         })
     }
 
@@ -240,10 +302,10 @@ impl StatefulGraph {
         self.output.each()
     }
 
-    /// Numbers of each stream's state.
+    /// Numbers of each stream's states.
     #[must_use]
     pub fn state_size(&self) -> usize {
-        self.state.each()
+        self.states.iter().map(|state| state.shape.each()).sum()
     }
 
     /// Runs the graph once for all rows together. Where it fails, or a row's result is no number, the row's `done` says so, its
@@ -279,48 +341,142 @@ impl StatefulGraph {
     fn forward(&mut self, rows: &mut [Row<'_>]) -> Result<(), ort::Error> {
         let streams = rows.len();
         self.inputs.resize(streams * self.input.each(), 0.0);
-        self.states.resize(streams * self.state.each(), 0.0);
         for (stream, row) in rows.iter().enumerate() {
             scatter(&self.input, row.input, &mut self.inputs, stream, streams);
-            scatter(&self.state, row.state, &mut self.states, stream, streams);
         }
-        let input = TensorRef::from_array_view((self.input.of(streams), self.inputs.as_slice()))?;
-        let state = TensorRef::from_array_view((self.state.of(streams), self.states.as_slice()))?;
-        let mut given = ort::inputs![
-            self.graph.input.name.as_str() => input,
-            self.graph.state.input.as_str() => state,
-        ];
+        let mut first = 0;
+        for held in &mut self.states {
+            let each = held.shape.each();
+            held.numbers.resize(streams * each, 0.0);
+            for (stream, row) in rows.iter().enumerate() {
+                let state = row.state.get(first..first + each).unwrap_or_default();
+                scatter(&held.shape, state, &mut held.numbers, stream, streams);
+            }
+            first += each;
+        }
+        let mut given: Vec<(Cow<'_, str>, SessionInputValue<'_>)> =
+            Vec::with_capacity(self.states.len() + 2);
+        let name = self.graph.input.name.as_str();
+        let sizes = self.input.of(streams);
+        given.push(match self.graph.input.dtype {
+            Element::F32 => {
+                let input = TensorRef::from_array_view((sizes, self.inputs.as_slice()))?;
+                (name.into(), input.into())
+            }
+            Element::I64 => {
+                self.codes.clear();
+                self.codes.extend(self.inputs.iter().map(|x| *x as i64));
+                let input = TensorRef::from_array_view((sizes, self.codes.as_slice()))?;
+                (name.into(), input.into())
+            }
+        });
+        for held in &self.states {
+            let sizes = held.shape.of(streams);
+            let state = TensorRef::from_array_view((sizes, held.numbers.as_slice()))?;
+            given.push((held.input.as_str().into(), state.into()));
+        }
         if let Some(name) = &self.graph.sample_rate_input {
             let rate = TensorRef::from_array_view(([0i64; 0], self.sample_rate.as_slice()))?;
             given.push((name.as_str().into(), rate.into()));
         }
         let results = self.session.run(given)?;
-        for (name, shape) in [
-            (&self.graph.output.name, &self.output),
-            (&self.graph.state.output, &self.state),
-        ] {
-            let Some(value) = results.get(name) else {
-                return Err(ort::Error::new(format!("no output {name}")));
-            };
+        let name = &self.graph.output.name;
+        let value = results.get(name).ok_or_else(|| missing(name))?;
+        match self.graph.output.dtype {
+            Element::F32 => {
+                let (_, numbers) = value.try_extract_tensor::<f32>()?;
+                check_count(name, numbers.len(), streams * self.output.each())?;
+                for (stream, row) in rows.iter_mut().enumerate() {
+                    gather(&self.output, numbers, row.output, stream, streams);
+                }
+            }
+            Element::I64 => {
+                let (_, codes) = value.try_extract_tensor::<i64>()?;
+                check_count(name, codes.len(), streams * self.output.each())?;
+                // Codes beyond 16 bits are no codes: what takes them says so.
+                let numbers: Vec<f32> = codes.iter().map(|code| *code as f32).collect();
+                for (stream, row) in rows.iter_mut().enumerate() {
+                    gather(&self.output, &numbers, row.output, stream, streams);
+                }
+            }
+        }
+        let mut first = 0;
+        for held in &self.states {
+            let each = held.shape.each();
+            let value = results
+                .get(&held.output)
+                .ok_or_else(|| missing(&held.output))?;
             let (_, numbers) = value.try_extract_tensor::<f32>()?;
-            if numbers.len() != streams * shape.each() {
-                return Err(ort::Error::new(format!(
-                    "{name} has {} numbers",
-                    numbers.len()
-                )));
-            }
-            let is_state = *name == self.graph.state.output;
+            check_count(&held.output, numbers.len(), streams * each)?;
             for (stream, row) in rows.iter_mut().enumerate() {
-                let target = if is_state {
-                    &mut *row.state
-                } else {
-                    &mut *row.output
-                };
-                gather(shape, numbers, target, stream, streams);
+                if let Some(state) = row.state.get_mut(first..first + each) {
+                    gather(&held.shape, numbers, state, stream, streams);
+                }
             }
+            first += each;
         }
         Ok(())
     }
+}
+
+fn missing(name: &str) -> ort::Error {
+    ort::Error::new(format!("no output {name}"))
+}
+
+fn check_count(name: &str, count: usize, wanted: usize) -> Result<(), ort::Error> {
+    if count == wanted {
+        return Ok(());
+    }
+    Err(ort::Error::new(format!(
+        "{name} has {count} numbers where the manifest's shape has {wanted}"
+    )))
+}
+
+/// Whether the graph has an input or output of that name, type and shape. Sizes that it leaves open agree with any.
+fn agrees(
+    (side, outlets): (&str, &[Outlet]),
+    name: &str,
+    element: Element,
+    shape: &Shape,
+) -> Result<(), String> {
+    let Some(outlet) = outlets.iter().find(|outlet| outlet.name() == name) else {
+        let names: Vec<&str> = outlets.iter().map(Outlet::name).collect();
+        return Err(format!(
+            "the graph has no {side} {name}; it has {}",
+            names.join(", ")
+        ));
+    };
+    let ValueType::Tensor { ty, shape: has, .. } = outlet.dtype() else {
+        return Err(format!("{side} {name} of the graph is no tensor"));
+    };
+    let wanted = match element {
+        Element::F32 => TensorElementType::Float32,
+        Element::I64 => TensorElementType::Int64,
+    };
+    let sizes_agree = has.len() == shape.sizes.len()
+        && has
+            .iter()
+            .zip(&shape.sizes)
+            .enumerate()
+            .all(|(place, (has, size))| {
+                if place == shape.batch {
+                    *has < 0
+                } else {
+                    *has < 0 || *has == *size as i64
+                }
+            });
+    if *ty == wanted && sizes_agree {
+        return Ok(());
+    }
+    let mut sizes: Vec<String> = shape.sizes.iter().map(ToString::to_string).collect();
+    if let Some(batch) = sizes.get_mut(shape.batch) {
+        "batch".clone_into(batch);
+    }
+    Err(format!(
+        "{side} {name} of the graph is {ty:?} {has:?} (-1: any size), the manifest says {element} [{}]: the batch has to be open \
+         in the graph, and the rest to agree",
+        sizes.join(", ")
+    ))
 }
 
 fn scatter(shape: &Shape, one: &[f32], all: &mut [f32], stream: usize, streams: usize) {

@@ -5,12 +5,12 @@ use std::ptr::NonNull;
 use auralink_proto::ladder::CodecId;
 use opusic_c::{Application, Bandwidth, Bitrate, Channels, Encoder, ErrorCode, SampleRate, sys};
 
-use crate::codec::{Codec, CodecError, DecodeTask, EncodeTask, FRAME, SAMPLE_RATE};
+use crate::codec::{Codec, CodecError, DecodeTask, EncodeTask, SAMPLE_RATE};
 
 /// Samples by which libopus delays sound at 16 kHz: 2.5 ms of look-ahead and 4 ms of its own compensation.
 pub const DELAY: usize = 104;
-/// The longest packet that Opus knows: 120 ms.
-const LONGEST: usize = FRAME * 6;
+/// The longest packet that Opus knows, in milliseconds.
+const LONGEST_MS: usize = 120;
 /// Larger than any packet of 60 ms that our settings give.
 const LARGEST: usize = 1500;
 
@@ -32,13 +32,14 @@ pub enum Enhancement {
     Lace,
 }
 
-/// An Opus decoder to 16 kHz mono.
+/// An Opus decoder to mono, at 16 kHz or the rate of a bundle's codec.
 ///
 /// `opusic-c` offers the decoder's complexity, by which libopus 1.6 is told to use LACE, only together with DRED, which is large
 /// and of no use here; and its decoder lets nobody else at the pointer. So this one calls libopus itself.
 #[derive(Debug)]
 pub struct Decoder {
     inner: NonNull<sys::OpusDecoder>,
+    sample_rate: usize,
 }
 
 #[allow(unsafe_code)]
@@ -49,18 +50,19 @@ mod ffi {
     unsafe impl Send for Decoder {}
 
     impl Decoder {
-        /// A decoder at the beginning of a stream.
+        /// A decoder to `sample_rate`, of those that libopus has, at the beginning of a stream.
         ///
         /// # Errors
-        /// Where there is no memory for it.
-        pub fn new(enhancement: Enhancement) -> Result<Self, CodecError> {
+        /// Another rate, or no memory for it.
+        pub fn at(sample_rate: usize, enhancement: Enhancement) -> Result<Self, CodecError> {
             let mut error = 0;
-            // SAFETY: both numbers are ones that libopus allows, and `error` outlives the call.
-            let made = unsafe { sys::opus_decoder_create(SAMPLE_RATE as i32, 1, &raw mut error) };
+            let rate = i32::try_from(sample_rate).unwrap_or(0);
+            // SAFETY: libopus refuses rates that it doesn't have, and `error` outlives the call.
+            let made = unsafe { sys::opus_decoder_create(rate, 1, &raw mut error) };
             let Some(inner) = NonNull::new(made) else {
                 return Err(ErrorCode::from(error).into());
             };
-            let decoder = Self { inner };
+            let decoder = Self { inner, sample_rate };
             let complexity: core::ffi::c_int = match enhancement {
                 Enhancement::None => 0,
                 Enhancement::Lace => 6,
@@ -111,6 +113,24 @@ mod ffi {
 }
 
 impl Decoder {
+    /// A decoder to 16 kHz at the beginning of a stream.
+    ///
+    /// # Errors
+    /// Where there is no memory for it.
+    pub fn new(enhancement: Enhancement) -> Result<Self, CodecError> {
+        Self::at(SAMPLE_RATE, enhancement)
+    }
+
+    /// Samples a second that it decodes to.
+    #[must_use]
+    pub const fn sample_rate(&self) -> usize {
+        self.sample_rate
+    }
+
+    const fn longest(&self) -> usize {
+        self.sample_rate * LONGEST_MS / 1000
+    }
+
     /// Appends what `packet` decodes to, and returns how many samples that is.
     ///
     /// # Errors
@@ -119,7 +139,7 @@ impl Decoder {
         if packet.is_empty() {
             return Err(CodecError::Input("empty"));
         }
-        self.append(Some(packet), LONGEST, pcm)
+        self.append(Some(packet), self.longest(), pcm)
     }
 
     /// Appends `samples` made up for a packet that is missing.
@@ -127,7 +147,7 @@ impl Decoder {
     /// # Errors
     /// `samples` isn't a multiple of 2.5 ms up to 120 ms.
     pub fn conceal(&mut self, samples: usize, pcm: &mut Vec<f32>) -> Result<(), CodecError> {
-        if samples == 0 || samples > LONGEST {
+        if samples == 0 || samples > self.longest() {
             return Err(CodecError::Input("no length to conceal"));
         }
         self.append(None, samples, pcm).map(|_| ())
@@ -149,10 +169,12 @@ impl Decoder {
     }
 }
 
-/// An Opus encoder from 16 kHz mono.
+/// An Opus encoder from mono, at 16 kHz or the rate of a bundle's codec.
 pub struct SpeechEncoder {
     inner: Encoder,
     bitrate: u32,
+    /// Samples of 20 ms.
+    frame: usize,
 }
 
 impl std::fmt::Debug for SpeechEncoder {
@@ -170,13 +192,31 @@ impl SpeechEncoder {
     /// # Errors
     /// Where there is no memory for it, or the complexity is over 10.
     pub fn new(bitrate: u32, complexity: u8) -> Result<Self, CodecError> {
-        let mut inner = Encoder::new(Channels::Mono, SampleRate::Hz16000, Application::Voip)?;
-        inner.set_bandwidth(Bandwidth::Wide)?;
+        Self::at(SAMPLE_RATE, bitrate, complexity)
+    }
+
+    /// The same from another sample rate, as wide as that is: 16, 24 or 48 kHz.
+    ///
+    /// # Errors
+    /// Another rate, and as [`SpeechEncoder::new`].
+    pub fn at(sample_rate: usize, bitrate: u32, complexity: u8) -> Result<Self, CodecError> {
+        let (rate, bandwidth) = match sample_rate {
+            SAMPLE_RATE => (SampleRate::Hz16000, Bandwidth::Wide),
+            24_000 => (SampleRate::Hz24000, Bandwidth::Superwide),
+            48_000 => (SampleRate::Hz48000, Bandwidth::Full),
+            _ => return Err(CodecError::Input("no sample rate of Opus")),
+        };
+        let mut inner = Encoder::new(Channels::Mono, rate, Application::Voip)?;
+        inner.set_bandwidth(bandwidth)?;
         inner.set_bitrate(Bitrate::Value(bitrate))?;
         inner.set_complexity(complexity)?;
         inner.set_vbr(true)?;
         inner.set_vbr_constraint(true)?;
-        Ok(Self { inner, bitrate })
+        Ok(Self {
+            inner,
+            bitrate,
+            frame: sample_rate / 50,
+        })
     }
 
     /// Encodes 20, 40 or 60 ms as one packet.
@@ -184,7 +224,7 @@ impl SpeechEncoder {
     /// # Errors
     /// Another length.
     pub fn encode(&mut self, pcm: &[f32]) -> Result<Vec<u8>, CodecError> {
-        if pcm.is_empty() || !pcm.len().is_multiple_of(FRAME) || pcm.len() > 3 * FRAME {
+        if pcm.is_empty() || !pcm.len().is_multiple_of(self.frame) || pcm.len() > 3 * self.frame {
             return Err(CodecError::Input("not 20, 40 or 60 ms"));
         }
         let mut packet = vec![0; LARGEST];
@@ -264,6 +304,7 @@ mod tests {
     use auralink_proto::ladder::Rung;
 
     use super::*;
+    use crate::codec::FRAME;
     use crate::testing::{signal_to_noise, speech};
 
     /// Through the codec in packets of `frames` × 20 ms; returns the sound and the bytes.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use auralink_proto::ladder::{Rung, Rungs};
+use auralink_proto::ladder::{Frames, Rung, Rungs};
 use crossbeam_channel::{Receiver, Sender, select_biased};
 
 use crate::breaker::Breakers;
@@ -58,6 +58,8 @@ pub(crate) struct Shared {
     rungs: AtomicU32,
     /// Encodable as far as models go, and decodable, the same way.
     loaded: AtomicU32,
+    /// [`Frames::to_bits`] of the codec that was loaded last.
+    frames: AtomicU32,
     breakers: Mutex<Breakers>,
     pub(crate) counters: Counts,
     pub(crate) ended: AtomicBool,
@@ -77,6 +79,7 @@ impl std::fmt::Debug for Shared {
 pub(crate) struct Report {
     pub(crate) problems: Vec<String>,
     pub(crate) bundles: Vec<(String, String)>,
+    pub(crate) codec: Option<String>,
 }
 
 /// [`Counters`], counting.
@@ -140,6 +143,7 @@ impl Shared {
             slots,
             rungs: AtomicU32::new(pair(Rungs::NONE, Rungs::OPUS)),
             loaded: AtomicU32::new(pair(Rungs::OPUS, Rungs::OPUS)),
+            frames: AtomicU32::new(Frames::LYRA.to_bits()),
             breakers: Mutex::new(Breakers::new(config.breaker, now)),
             counters: Counts::default(),
             ended: AtomicBool::new(false),
@@ -154,6 +158,10 @@ impl Shared {
 
     pub(crate) fn decodable(&self) -> Rungs {
         from_bits((self.rungs.load(Ordering::Relaxed) >> 16) as u16)
+    }
+
+    pub(crate) fn frames(&self) -> Frames {
+        Frames::from_bits(self.frames.load(Ordering::Relaxed)).unwrap_or(Frames::LYRA)
     }
 
     pub(crate) fn threads_up(&self) -> usize {

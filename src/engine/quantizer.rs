@@ -1,30 +1,38 @@
 //! Residual vector quantization: each stage codes what the stages before left over.
 
+use crate::bits::{self, Writer};
 use crate::codec::CodecError;
 
-/// Entries of a stage: 4 bits.
-const ENTRIES: usize = 16;
-
-/// The codebooks of a residual quantizer with 16 entries a stage, and how its indices are packed: 4 bits each, the first stage
-/// in the high half of the first byte. So the code of few stages is a prefix of the code of many.
+/// The codebooks of a residual quantizer, and how its indices are packed ([`crate::bits`]). The code of few stages is a prefix of
+/// the code of many.
 #[derive(Debug, Clone)]
 pub struct Quantizer {
-    /// `[stages][ENTRIES][dimension]`.
+    /// `[stages][entries][dimension]`.
     books: Vec<f32>,
-    dimension: usize,
     stages: usize,
+    entries: usize,
+    dimension: usize,
+    bits: u32,
 }
 
 impl Quantizer {
-    /// From little-endian `f32` in the order `[stages][16][dimension]`.
+    /// From little-endian `f32` in the order `[stages][entries][dimension]`, with 2 to 65,536 entries.
     ///
     /// # Errors
     /// The length isn't that of the shape, or there are numbers that are none.
-    pub fn new(bytes: &[u8], stages: usize, dimension: usize) -> Result<Self, String> {
-        let wanted = stages * ENTRIES * dimension * size_of::<f32>();
-        if wanted == 0 || bytes.len() != wanted {
+    pub fn new(
+        bytes: &[u8],
+        stages: usize,
+        entries: usize,
+        dimension: usize,
+    ) -> Result<Self, String> {
+        let wanted = [stages, entries, dimension]
+            .into_iter()
+            .try_fold(size_of::<f32>(), usize::checked_mul)
+            .unwrap_or(0);
+        if wanted == 0 || bytes.len() != wanted || !(2..=65_536).contains(&entries) {
             return Err(format!(
-                "the codebooks have {} bytes, {stages} × {ENTRIES} × {dimension} f32 are {wanted}",
+                "the codebooks have {} bytes, {stages} × {entries} × {dimension} f32 are {wanted}",
                 bytes.len()
             ));
         }
@@ -39,8 +47,10 @@ impl Quantizer {
         }
         Ok(Self {
             books,
-            dimension,
             stages,
+            entries,
+            dimension,
+            bits: crate::bundle::bits(entries),
         })
     }
 
@@ -56,17 +66,17 @@ impl Quantizer {
         self.dimension
     }
 
-    /// Codes `features` with the first `stages` stages and appends ⌈stages / 2⌉ bytes to `out`.
+    fn stage_books(&self) -> impl Iterator<Item = &[f32]> {
+        self.books.chunks_exact(self.entries * self.dimension)
+    }
+
+    /// Codes `features` with the first `stages` stages and appends the bytes that they fill to `out`.
     pub fn encode(&self, features: &[f32], stages: usize, out: &mut Vec<u8>) {
         let mut rest = features.to_vec();
-        let mut high = None;
-        for book in self
-            .books
-            .chunks_exact(ENTRIES * self.dimension)
-            .take(stages)
-        {
-            let mut best = (f32::INFINITY, 0u8, None);
-            for (index, entry) in (0u8..).zip(book.chunks_exact(self.dimension)) {
+        let mut writer = Writer::new(out, self.bits);
+        for book in self.stage_books().take(stages) {
+            let mut best = (f32::INFINITY, 0u16, None);
+            for (index, entry) in (0..=u16::MAX).zip(book.chunks_exact(self.dimension)) {
                 let distance: f32 = rest.iter().zip(entry).map(|(r, c)| (r - c) * (r - c)).sum();
                 if distance < best.0 {
                     best = (distance, index, Some(entry));
@@ -77,39 +87,34 @@ impl Quantizer {
                     *r -= c;
                 }
             }
-            match high.take() {
-                None => high = Some(best.1 << 4),
-                Some(upper) => out.push(upper | best.1),
-            }
+            writer.put(best.1);
         }
-        out.extend(high);
+        writer.end();
     }
 
     /// The features that the first `stages` indices of `code` stand for, into `features`.
     ///
     /// # Errors
-    /// `code` hasn't ⌈stages / 2⌉ bytes, or the quantizer hasn't that many stages.
+    /// `code` hasn't the bytes that they fill, the quantizer hasn't that many stages, or an index is none of its entries.
     pub fn decode(
         &self,
         code: &[u8],
         stages: usize,
         features: &mut [f32],
     ) -> Result<(), CodecError> {
-        if code.len() != stages.div_ceil(2) || stages > self.stages {
+        if code.len() != bits::bytes(stages, self.bits) || stages > self.stages {
             return Err(CodecError::Input("another length than its codec's"));
         }
         features.fill(0.0);
-        let indices = code
-            .iter()
-            .flat_map(|byte| [byte >> 4, byte & 15])
-            .take(stages);
         for (book, index) in self
-            .books
-            .chunks_exact(ENTRIES * self.dimension)
-            .zip(indices)
+            .stage_books()
+            .zip(bits::read(code, self.bits).take(stages))
         {
-            let entry = book.chunks_exact(self.dimension).nth(usize::from(index));
-            for (f, c) in features.iter_mut().zip(entry.unwrap_or_default()) {
+            let entry = book
+                .chunks_exact(self.dimension)
+                .nth(usize::from(index))
+                .ok_or(CodecError::Input("a code beyond the codebook"))?;
+            for (f, c) in features.iter_mut().zip(entry) {
                 *f += c;
             }
         }
@@ -128,7 +133,7 @@ mod tests {
 
     fn quantizer() -> Quantizer {
         let bundle = std::fs::read(lyra_bundle().join("codebooks.f32")).unwrap();
-        Quantizer::new(&bundle, 46, 64).unwrap()
+        Quantizer::new(&bundle, 46, 16, 64).unwrap()
     }
 
     #[test]
@@ -195,7 +200,32 @@ mod tests {
                     .is_err()
             );
         }
-        assert!(Quantizer::new(&[0; 100], 46, 64).is_err());
-        assert!(Quantizer::new(&[0xff; 46 * 16 * 64 * 4], 46, 64).is_err());
+        assert!(Quantizer::new(&[0; 100], 46, 16, 64).is_err());
+        assert!(Quantizer::new(&[0xff; 46 * 16 * 64 * 4], 46, 16, 64).is_err());
+    }
+
+    #[test]
+    fn a_codebook_may_be_of_any_size() {
+        // 5 entries of one number: 3 bits, of which 5, 6 and 7 are none.
+        let book: Vec<u8> = [-2.0f32, -1.0, 0.0, 1.0, 2.0, -0.2, -0.1, 0.0, 0.1, 0.2]
+            .iter()
+            .flat_map(|x| x.to_le_bytes())
+            .collect();
+        let quantizer = Quantizer::new(&book, 2, 5, 1).unwrap();
+        let mut code = Vec::new();
+        quantizer.encode(&[0.9], 2, &mut code);
+        assert_eq!(
+            code,
+            [0b0110_0100],
+            "1.0, then −0.1, and two bits of nothing"
+        );
+        let mut back = [0.0];
+        quantizer.decode(&code, 2, &mut back).unwrap();
+        assert!((back[0] - 0.9).abs() < 1e-6);
+        // What fills the last byte is nobody's.
+        quantizer.decode(&[code[0] | 3], 2, &mut back).unwrap();
+        assert!((back[0] - 0.9).abs() < 1e-6);
+        assert!(quantizer.decode(&[0b1010_0000], 2, &mut back).is_err());
+        assert!(Quantizer::new(&[0; 16], usize::MAX, 2, 2).is_err());
     }
 }

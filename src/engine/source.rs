@@ -4,13 +4,13 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use crate::bundle::Bundle;
-use crate::codec::{Codec, DecodeTask, EncodeTask, FRAME};
+use crate::codec::{Codec, CodecError, DecodeTask, EncodeTask};
 use crate::desk::Kit;
 use crate::engine::EngineConfig;
 use crate::gate::{Detector, Gate, Silero, WINDOW, Window};
 use crate::lyra::{Lyra, LyraDecoder, LyraEncoder};
 use crate::onnx;
-use auralink_proto::ladder::{CodecId, Rung};
+use auralink_proto::ladder::Rung;
 
 /// What files look like from outside: enough to notice a change.
 pub(crate) type Stamp = Vec<(PathBuf, Option<(u64, SystemTime)>)>;
@@ -23,6 +23,8 @@ pub(crate) trait Source: Send {
     fn load(&mut self) -> Vec<String>;
     /// Name and sha256 of what is loaded.
     fn bundles(&self) -> Vec<(String, String)>;
+    /// The sha256 of the codec's bundle, if it is loaded.
+    fn codec(&self) -> Option<String>;
     /// Models for one thread, tried out; adds to `problems` what can't be had.
     fn kit(&mut self, problems: &mut Vec<String>) -> Kit;
 }
@@ -68,7 +70,7 @@ impl Source for Folders {
         }
         for (what, (folder, bundle)) in [
             (
-                "Lyra bundle is configured: L1 and L2 are out",
+                "bundle of a codec is configured: L1 and L2 are out",
                 &mut self.lyra,
             ),
             (
@@ -92,6 +94,10 @@ impl Source for Folders {
             .flatten()
             .map(|bundle| (bundle.manifest.name.clone(), bundle.sha256.clone()))
             .collect()
+    }
+
+    fn codec(&self) -> Option<String> {
+        self.lyra.1.as_ref().map(|bundle| bundle.sha256.clone())
     }
 
     fn kit(&mut self, problems: &mut Vec<String>) -> Kit {
@@ -138,28 +144,47 @@ fn look(path: &Path) -> (PathBuf, Option<(u64, SystemTime)>) {
     (path.to_owned(), seen)
 }
 
-/// Runs it once: the first run is the slowest, and a model that fails should be known before a call meets it.
-fn tried_codec<C>(mut codec: C) -> Result<C, String>
+/// Runs it on both rungs, alone and in a batch, with what came and what didn't: the first run is the slowest, and a model that fails
+/// or has other sizes than its manifest says should be known before a call meets it.
+pub(crate) fn tried_codec<C>(mut codec: C) -> Result<C, String>
 where
     C: Codec<Encoder = LyraEncoder, Decoder = LyraDecoder>,
 {
-    let mut run = || {
-        let (mut encoder, mut decoder) = (codec.encoder()?, codec.decoder()?);
-        let mut batch = [EncodeTask::new(&mut encoder, Rung::L2, &[0.0; FRAME])];
+    let format = codec.format();
+    let silence = vec![0.0; format.frame];
+    let mut run = |streams: usize, rung: Rung| {
+        let states = |_| Ok((codec.encoder()?, codec.decoder()?));
+        let states: Result<Vec<_>, CodecError> = (0..streams).map(states).collect();
+        let (mut encoders, mut decoders): (Vec<_>, Vec<_>) = states?.into_iter().unzip();
+        let mut batch: Vec<_> = encoders
+            .iter_mut()
+            .map(|state| EncodeTask::new(state, rung, &silence))
+            .collect();
         codec.encode(&mut batch);
-        let [task] = batch;
-        task.done?;
-        let mut batch = [DecodeTask::new(
-            &mut decoder,
-            CodecId::Lyra6,
-            Some(&task.payload),
-            FRAME,
-        )];
-        codec.decode(&mut batch);
-        let [task] = batch;
-        task.done
+        let mut payloads = Vec::with_capacity(streams);
+        for task in batch {
+            task.done?;
+            payloads.push(task.payload);
+        }
+        for lost in [false, true] {
+            let mut batch: Vec<_> = decoders
+                .iter_mut()
+                .zip(&payloads)
+                .map(|(state, payload)| {
+                    let payload = (!lost).then_some(payload.as_slice());
+                    DecodeTask::new(state, rung.codec(), payload, format.frame)
+                })
+                .collect();
+            codec.decode(&mut batch);
+            batch.into_iter().try_for_each(|task| task.done)?;
+        }
+        Ok(())
     };
-    run().map_err(|error| error.to_string())?;
+    for (streams, rung) in [(1, Rung::L2), (2, Rung::L2), (1, Rung::L1)] {
+        run(streams, rung).map_err(|error: CodecError| {
+            format!("a trial of {streams} streams on {rung} failed: {error}")
+        })?;
+    }
     Ok(codec)
 }
 

@@ -30,6 +30,11 @@ pub(crate) fn lyra_bundle() -> PathBuf {
     made(cache().join("models/lyra2"))
 }
 
+/// Lyra with its quantizer in the graphs: `lyra2-codes` or `lyra2-24k`.
+pub(crate) fn codes_bundle(name: &str) -> PathBuf {
+    made(cache().join("models").join(name))
+}
+
 /// The voice detector's bundle that `make models` made.
 pub(crate) fn vad_bundle() -> PathBuf {
     made(cache().join("models/silero-vad"))

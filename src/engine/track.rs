@@ -3,8 +3,8 @@
 use auralink_proto::ladder::{CodecId, Rung};
 use opusic_c::SampleRate;
 
-use crate::agc::{self, Agc, RAMP, Undo};
-use crate::codec::{Codec, CodecError, DecodeTask, FRAME};
+use crate::agc::{self, Agc, Undo, ramp_at};
+use crate::codec::{Codec, CodecError, DecodeTask, FRAME, SAMPLE_RATE};
 use crate::gate::{Content, Gate};
 use crate::job::{Decode, Refusal};
 use crate::lyra::{LyraDecoder, LyraEncoder};
@@ -20,7 +20,7 @@ const LOUD: f32 = -50.0;
 /// Codecs that share a state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Family {
-    /// Both rates of Lyra.
+    /// Both rates of the bundle's codec.
     Neural,
     /// Every rate of Opus.
     Opus,
@@ -33,13 +33,6 @@ impl Family {
             _ => Self::Opus,
         }
     }
-
-    const fn delay(self) -> usize {
-        match self {
-            Self::Neural => 0,
-            Self::Opus => crate::opus::DELAY,
-        }
-    }
 }
 
 /// The sender's side.
@@ -47,6 +40,8 @@ impl Family {
 pub(crate) struct Sender {
     /// Of the originals.
     decoder: Decoder,
+    /// Of the same to the rate of a codec that wants more than 16 kHz.
+    wide: Option<Decoder>,
     pub(crate) gate: Gate,
     agc: Agc,
     pub(crate) lyra: Option<LyraEncoder>,
@@ -59,6 +54,7 @@ impl Sender {
     pub(crate) fn new() -> Result<Self, CodecError> {
         Ok(Self {
             decoder: Decoder::new(Enhancement::None)?,
+            wide: None,
             gate: Gate::default(),
             agc: Agc::default(),
             lyra: None,
@@ -94,18 +90,46 @@ impl Sender {
         for packet in packets {
             if self.decoder.decode(packet, pcm).ok() != Some(unit) {
                 self.decoder.reset();
+                self.wide = None;
                 return Err(Refusal::Undecodable);
             }
         }
-        for sample in pcm.iter_mut() {
-            *sample = if sample.is_finite() {
-                sample.clamp(-1.0, 1.0)
-            } else {
-                0.0
-            };
-        }
+        tame(pcm);
         self.loud = agc::level(pcm) > LOUD;
         u8::try_from(unit * 20 / FRAME).map_err(|_| Refusal::Duration)
+    }
+
+    /// Decodes the group that [`Sender::take`] took once more, to another rate; with `None` the next such group begins anew.
+    pub(crate) fn take_wide(
+        &mut self,
+        packets: &[Vec<u8>],
+        (unit_ms, lost_before): (u8, u16),
+        sample_rate: Option<usize>,
+        pcm: &mut Vec<f32>,
+    ) -> Result<(), CodecError> {
+        let Some(rate) = sample_rate else {
+            self.wide = None;
+            return Ok(());
+        };
+        let mut decoder = match self.wide.take() {
+            Some(decoder) if decoder.sample_rate() == rate => decoder,
+            _ => Decoder::at(rate, Enhancement::None)?,
+        };
+        let mut made_up = Vec::new();
+        for _ in 0..lost_before.min(CONCEALED) {
+            decoder.conceal(rate * usize::from(unit_ms) / 1000, &mut made_up)?;
+        }
+        for packet in packets {
+            decoder.decode(packet, pcm)?;
+        }
+        tame(pcm);
+        self.wide = Some(decoder);
+        Ok(())
+    }
+
+    /// Brings the same sound at another rate to the level that [`Sender::level`] brought it to.
+    pub(crate) fn level_wide(&self, pcm: &mut [f32], sample_rate: usize) {
+        self.agc.again(pcm, sample_rate);
     }
 
     /// Brings the sound to the rung's level; returns the gain.
@@ -149,6 +173,17 @@ impl Sender {
     }
 }
 
+/// Sound within ±1.
+fn tame(pcm: &mut [f32]) {
+    for sample in pcm {
+        *sample = if sample.is_finite() {
+            sample.clamp(-1.0, 1.0)
+        } else {
+            0.0
+        };
+    }
+}
+
 /// The samples of each packet, where all are mono Opus of one length that the ladder carries.
 fn unit_of(packets: &[Vec<u8>]) -> Result<usize, Refusal> {
     let mut unit = None;
@@ -184,8 +219,12 @@ fn is_encrypted(packet: &[u8]) -> bool {
 }
 
 /// The receiver's side.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Receiver {
+    /// Samples a second from the codecs to the local encoder: those of the neural codec that it knew last.
+    rate: usize,
+    /// What the neural codec delays by.
+    delay: usize,
     pub(crate) lyra: Option<LyraDecoder>,
     opus: Option<Decoder>,
     family: Option<Family>,
@@ -197,6 +236,32 @@ pub(crate) struct Receiver {
 }
 
 impl Receiver {
+    /// One at the beginning of a stream, for codecs of this rate.
+    pub(crate) fn new(rate: usize) -> Self {
+        Self {
+            rate,
+            delay: 0,
+            lyra: None,
+            opus: None,
+            family: None,
+            undo: Undo::default(),
+            local: None,
+            fresh: false,
+        }
+    }
+
+    /// Samples a second of its sound.
+    pub(crate) const fn rate(&self) -> usize {
+        self.rate
+    }
+
+    const fn delay(&self, family: Family) -> usize {
+        match family {
+            Family::Neural => self.delay,
+            Family::Opus => crate::opus::DELAY * self.rate / SAMPLE_RATE,
+        }
+    }
+
     pub(crate) const fn family(&self) -> Option<Family> {
         self.family
     }
@@ -209,8 +274,12 @@ impl Receiver {
     }
 
     /// Samples that a job stands for.
-    pub(crate) fn samples(job: &Decode) -> usize {
-        usize::from(job.unit_ms) / 20 * FRAME * usize::from(job.count)
+    pub(crate) fn samples(&self, job: &Decode) -> usize {
+        self.unit(job) * usize::from(job.count)
+    }
+
+    fn unit(&self, job: &Decode) -> usize {
+        usize::from(job.unit_ms) / 20 * (self.rate / 50)
     }
 
     /// The codec that does a job, and the samples; none if nothing can be made of it.
@@ -223,7 +292,7 @@ impl Receiver {
         };
         family
             .filter(|_| possible)
-            .map(|family| (family, Self::samples(job)))
+            .map(|family| (family, self.samples(job)))
     }
 
     /// Readies the decoder of a family.
@@ -238,12 +307,22 @@ impl Receiver {
         match (family, neural) {
             (Family::Opus, _) => match &mut self.opus {
                 Some(decoder) => decoder.reset(),
-                empty => *empty = Some(Opus.decoder()?),
+                empty => *empty = Some(Decoder::at(self.rate, Enhancement::Lace)?),
             },
-            (Family::Neural, Some(neural)) => match &mut self.lyra {
-                Some(decoder) => decoder.reset(),
-                empty => *empty = Some(neural.decoder()?),
-            },
+            (Family::Neural, Some(neural)) => {
+                let format = neural.format();
+                self.delay = format.delay;
+                if self.rate != format.sample_rate {
+                    // Another bundle than when the stream began.
+                    self.rate = format.sample_rate;
+                    self.opus = None;
+                    self.local = None;
+                }
+                match &mut self.lyra {
+                    Some(decoder) => decoder.reset(),
+                    empty => *empty = Some(neural.decoder()?),
+                }
+            }
             (Family::Neural, None) => return Err(CodecError::Failed("no model".to_owned())),
         }
         self.family = Some(family);
@@ -251,14 +330,15 @@ impl Receiver {
         Ok(())
     }
 
-    /// What Lyra makes up after its last packet.
+    /// What the neural codec makes up after its last packet.
     pub(crate) fn tail_neural(
         &mut self,
         neural: &mut dyn Codec<Encoder = LyraEncoder, Decoder = LyraDecoder>,
         tail: &mut Vec<f32>,
     ) {
         if let Some(state) = &mut self.lyra {
-            let mut batch = [DecodeTask::new(state, CodecId::Lyra6, None, FRAME)];
+            let samples = neural.format().samples(20);
+            let mut batch = [DecodeTask::new(state, CodecId::Lyra6, None, samples)];
             neural.decode(&mut batch);
             let [task] = batch;
             *tail = task.pcm;
@@ -268,7 +348,7 @@ impl Receiver {
     /// What Opus makes up after its last packet.
     pub(crate) fn tail_opus(&mut self, tail: &mut Vec<f32>) {
         if let Some(decoder) = &mut self.opus
-            && decoder.conceal(FRAME, tail).is_err()
+            && decoder.conceal(self.rate / 50, tail).is_err()
         {
             tail.clear();
         }
@@ -287,19 +367,19 @@ impl Receiver {
         job: &Decode,
         pcm: &mut Vec<f32>,
     ) -> bool {
+        let (unit, samples) = (self.unit(job), self.samples(job));
         let Some(state) = &mut self.opus else {
             return false;
         };
         if job.lost {
             // libopus conceals 120 ms at most at a time.
-            let unit = usize::from(job.unit_ms) / 20 * FRAME;
             return (0..job.count).all(|_| state.conceal(unit, pcm).is_ok());
         }
         let mut batch = [DecodeTask::new(
             state,
             job.codec,
             Some(&job.payload),
-            Self::samples(job),
+            samples,
         )];
         opus.decode(&mut batch);
         let [task] = batch;
@@ -317,6 +397,7 @@ impl Receiver {
         tail: &[f32],
         (bitrate, complexity): (u32, u8),
     ) -> Option<(Vec<Vec<u8>>, Vec<u8>, bool)> {
+        let (unit, delay) = (self.unit(job), self.delay(family));
         if job.lost {
             self.undo.keep(pcm);
         } else {
@@ -324,19 +405,18 @@ impl Receiver {
                 self.undo.restart(job.gain);
                 self.fresh = false;
             }
-            self.undo.apply(pcm, job.gain, family.delay());
+            self.undo.apply(pcm, job.gain, delay, self.rate);
         }
         if !tail.is_empty() {
-            crossfade(tail, pcm, family.delay());
+            crossfade(tail, pcm, delay, ramp_at(self.rate));
         }
         for sample in pcm.iter_mut() {
             *sample = sample.clamp(-1.0, 1.0);
         }
         if self.local.is_none() {
-            self.local = SpeechEncoder::new(bitrate, complexity).ok();
+            self.local = SpeechEncoder::at(self.rate, bitrate, complexity).ok();
         }
         let local = self.local.as_mut()?;
-        let unit = usize::from(job.unit_ms) / 20 * FRAME;
         let (mut packets, mut levels) = (Vec::new(), Vec::new());
         let mut voice = false;
         for original in pcm.chunks_exact(unit) {
@@ -349,11 +429,11 @@ impl Receiver {
     }
 }
 
-/// From the old codec's tail to the new one's sound, within 10 ms. The new one is silent for its first `delay` samples, so that the
+/// From the old codec's tail to the new one's sound, within `ramp` samples. The new one is silent for its first `delay` samples, so that the
 /// old one goes on alone for as long.
-fn crossfade(tail: &[f32], pcm: &mut [f32], delay: usize) {
-    for (k, (new, old)) in pcm.iter_mut().zip(tail).take(delay + RAMP).enumerate() {
-        let part = k.saturating_sub(delay) as f32 / RAMP as f32;
+fn crossfade(tail: &[f32], pcm: &mut [f32], delay: usize, ramp: usize) {
+    for (k, (new, old)) in pcm.iter_mut().zip(tail).take(delay + ramp).enumerate() {
+        let part = k.saturating_sub(delay) as f32 / ramp as f32;
         *new = *new * part + *old * (1.0 - part);
     }
 }

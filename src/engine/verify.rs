@@ -4,13 +4,14 @@ use std::fmt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use auralink_proto::ladder::{CodecId, Rung};
+use auralink_proto::ladder::{Frames, Rung};
 
 use crate::bundle::{Bundle, BundleError, Kind};
-use crate::codec::{Codec, DecodeTask, EncodeTask, FRAME, SAMPLE_RATE};
+use crate::codec::{Codec, DecodeTask, EncodeTask};
 use crate::gate::{Detector, Memory, Silero, WINDOW, Window};
 use crate::lyra::Lyra;
 use crate::onnx;
+use crate::source::tried_codec;
 
 /// Seconds of sound that are timed.
 const SECONDS: usize = 4;
@@ -54,6 +55,8 @@ pub struct Report {
     pub sha256: String,
     /// Name and length of every file; all agree with the manifest.
     pub files: Vec<(String, u64)>,
+    /// Of a codec: what the rungs take of it, a line.
+    pub rungs: Option<String>,
     /// How fast it is here.
     pub timings: Vec<Timing>,
 }
@@ -67,6 +70,9 @@ impl fmt::Display for Report {
         )?;
         for (name, bytes) in &self.files {
             writeln!(f, "  {name}: {bytes} bytes, sha256 as in the manifest")?;
+        }
+        if let Some(rungs) = &self.rungs {
+            writeln!(f, "  {rungs}")?;
         }
         for timing in &self.timings {
             writeln!(
@@ -86,11 +92,12 @@ impl fmt::Display for Report {
 pub fn verify(folder: &Path, runtime: &Path) -> Result<Report, VerifyError> {
     let bundle = Bundle::read(folder)?;
     let environment = onnx::load(runtime).map_err(VerifyError::Model)?;
-    let frame = match &bundle.manifest.kind {
-        Kind::Codec { .. } => FRAME,
-        Kind::Vad { .. } => WINDOW,
+    let (rate, frame) = (bundle.manifest.sample_rate, bundle.manifest.frame);
+    let frames = SECONDS * rate / frame.max(1);
+    let rungs = match &bundle.manifest.kind {
+        Kind::Codec(codec) => Some(describe(codec.frames, rate, frame)),
+        Kind::Vad { .. } => None,
     };
-    let frames = SECONDS * SAMPLE_RATE / frame;
     let pcm = noise(frames * frame);
     let mut timings = Vec::new();
     let mut note = |part, batch, took: Duration| {
@@ -99,12 +106,14 @@ pub fn verify(folder: &Path, runtime: &Path) -> Result<Report, VerifyError> {
             part,
             batch,
             ms: each * 1e3,
-            real_time_factor: each * SAMPLE_RATE as f64 / frame as f64,
+            real_time_factor: each * rate as f64 / frame as f64,
         });
     };
     for batch in [1, BATCH] {
-        if frame == FRAME {
-            let mut codec = Lyra::new(&environment, &bundle).map_err(VerifyError::Model)?;
+        if rungs.is_some() {
+            let mut codec = Lyra::new(&environment, &bundle)
+                .and_then(tried_codec)
+                .map_err(VerifyError::Model)?;
             let (encode, decode) = time_codec(&mut codec, &pcm, batch)?;
             note("encode", batch, encode);
             note("decode", batch, decode);
@@ -124,8 +133,22 @@ pub fn verify(folder: &Path, runtime: &Path) -> Result<Report, VerifyError> {
             .into_iter()
             .map(|(name, entry)| (name, entry.bytes))
             .collect(),
+        rungs,
         timings,
     })
+}
+
+/// Frames and rates of a codec, as one reads them.
+fn describe(frames: Frames, rate: usize, frame: usize) -> String {
+    let ms = frame as f64 * 1e3 / rate as f64;
+    let [l1, l2] = [Rung::L1, Rung::L2].map(|rung| {
+        let bytes = frames.each(rung.codec()).unwrap_or(0);
+        format!(
+            "{rung} {bytes} bytes a frame, {:.1} kbit/s",
+            bytes as f64 * 8.0 / ms
+        )
+    });
+    format!("{rate} Hz, frames of {frame} samples ({ms:.1} ms); {l1}; {l2}")
 }
 
 fn time_codec(
@@ -143,7 +166,8 @@ fn time_codec(
         .collect::<Result<Vec<_>, _>>()
         .map_err(failed)?;
     let (mut encode, mut decode) = (Duration::ZERO, Duration::ZERO);
-    for frame in pcm.chunks_exact(FRAME) {
+    let each = codec.format().frame;
+    for frame in pcm.chunks_exact(each) {
         let began = Instant::now();
         let mut batch: Vec<_> = encoders
             .iter_mut()
@@ -160,7 +184,7 @@ fn time_codec(
         let mut batch: Vec<_> = decoders
             .iter_mut()
             .zip(&payloads)
-            .map(|(s, payload)| DecodeTask::new(s, CodecId::Lyra6, Some(payload), FRAME))
+            .map(|(s, payload)| DecodeTask::new(s, Rung::L2.codec(), Some(payload), each))
             .collect();
         codec.decode(&mut batch);
         decode += began.elapsed();
@@ -227,6 +251,9 @@ mod tests {
                 );
             }
             assert!(report.to_string().contains("real-time factor"), "{report}");
+            let rungs = "16000 Hz, frames of 320 samples (20.0 ms); L1 8 bytes a frame, 3.2 kbit/s; L2 15 bytes a frame, 6.0 kbit/s";
+            let codec = timings == 4;
+            assert_eq!(report.rungs.as_deref(), codec.then_some(rungs));
         }
     }
 

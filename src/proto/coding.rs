@@ -11,7 +11,7 @@ use crate::hop::{
     DecodeJob, Decoded, EncodeJob, Encoded, NativeReason, PackTiming, Packer, PackerConfig,
     Redundancy, Refusal, RestoreTiming, Restorer, RestorerConfig,
 };
-use crate::ladder::{Rung, Rungs};
+use crate::ladder::{Frames, Rung, Rungs};
 use crate::packet::RtpHeader;
 use crate::relay::Now;
 use rustc_hash::FxHashMap;
@@ -37,6 +37,8 @@ pub struct EngineRungs {
     pub encodes: Rungs,
     /// What it decodes.
     pub decodes: Rungs,
+    /// Frames of the bundle behind L1 and L2.
+    pub frames: Frames,
 }
 
 impl EngineRungs {
@@ -44,6 +46,7 @@ impl EngineRungs {
     pub const NONE: Self = Self {
         encodes: Rungs::NONE,
         decodes: Rungs::NONE,
+        frames: Frames::LYRA,
     };
 }
 
@@ -268,8 +271,10 @@ impl Coding {
         for stream in &mut self.streams {
             if let Some(packer) = &mut stream.packer {
                 packer.set_rung(engine.encodes.at_least(stream.wanted));
+                packer.set_frames(engine.frames);
             }
             if let Some(restorer) = &mut stream.restorer {
+                restorer.set_frames(engine.frames);
                 restorer.set_rungs(now, engine.decodes);
             }
         }
@@ -302,6 +307,7 @@ impl Coding {
             let restorer = stream
                 .restorer
                 .get_or_insert_with(|| restorer(rule, restore, engine));
+            restorer.set_frames(self.engine.frames);
             restorer.take(now.instant, now.ntp, packet, wire_len);
             self.settle(now, index);
             return Taken::Framed;
@@ -313,6 +319,7 @@ impl Coding {
         {
             let mut packer = packer(rule, pack, opus_pt, header.sequence);
             packer.set_rung(self.engine.encodes.at_least(pack.rung));
+            packer.set_frames(self.engine.frames);
             stream.wanted = pack.rung;
             stream.negotiated = pack.rungs;
             stream.packer = Some(packer);

@@ -12,9 +12,9 @@ pub enum CodecId {
     Native = 0,
     /// The original payload without the zero bytes at its end: LiveKit's silence.
     Trimmed = 1,
-    /// Lyra v2, 16 quantizer stages: 8 bytes a frame of 20 ms (3.2 kbps).
+    /// The codec of the agreed bundle at L1 ([`Frames`]); Lyra v2 with 16 quantizer stages (3.2 kbps) where it is `lyra2`.
     Lyra3 = 2,
-    /// Lyra v2, 30 quantizer stages: 15 bytes a frame of 20 ms (6 kbps).
+    /// The codec of the agreed bundle at L2; Lyra v2 with 30 quantizer stages (6 kbps) where it is `lyra2`.
     Lyra6 = 3,
     /// Opus (RFC 6716), wideband speech; one packet whatever its duration.
     Opus = 4,
@@ -41,6 +41,80 @@ impl CodecId {
     }
 }
 
+/// How the codec of a bundle (docs/models.md) lays speech out on the rungs L1 and L2: frames of one duration, each of as many
+/// bytes as its rung has. A frame of L1 is the first bytes of the same frame of L2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Frames {
+    ticks: u16,
+    l1: u8,
+    l2: u8,
+}
+
+impl Frames {
+    /// Those of Lyra v2: 20 ms, 8 and 15 bytes.
+    pub const LYRA: Self = Self {
+        ticks: 960,
+        l1: 8,
+        l2: 15,
+    };
+
+    /// Frames of `ticks` of a 48 kHz clock with `l1` and `l2` bytes. None where a packet of 40 ms is no whole number of them, or
+    /// `l2` isn't more than `l1`.
+    #[must_use]
+    pub fn new(ticks: usize, l1: usize, l2: usize) -> Option<Self> {
+        let frames = Self {
+            ticks: u16::try_from(ticks).ok().filter(|ticks| *ticks > 0)?,
+            l1: u8::try_from(l1).ok().filter(|l1| *l1 > 0)?,
+            l2: u8::try_from(l2).ok()?,
+        };
+        (frames.l1 < frames.l2 && frames.within(40).is_some()).then_some(frames)
+    }
+
+    /// All of it in one number.
+    #[must_use]
+    pub fn to_bits(self) -> u32 {
+        u32::from(self.ticks) << 16 | u32::from(self.l1) << 8 | u32::from(self.l2)
+    }
+
+    /// Back from [`Frames::to_bits`].
+    #[must_use]
+    pub fn from_bits(bits: u32) -> Option<Self> {
+        let [t1, t0, l1, l2] = bits.to_be_bytes();
+        Self::new(
+            usize::from(u16::from_be_bytes([t1, t0])),
+            usize::from(l1),
+            usize::from(l2),
+        )
+    }
+
+    /// Bytes of one frame, where `codec` is that of L1 or L2.
+    #[must_use]
+    pub const fn each(self, codec: CodecId) -> Option<usize> {
+        match codec {
+            CodecId::Lyra3 => Some(self.l1 as usize),
+            CodecId::Lyra6 => Some(self.l2 as usize),
+            _ => None,
+        }
+    }
+
+    /// How many frames `ms` milliseconds are; none where that is no whole number.
+    #[must_use]
+    pub const fn within(self, ms: u32) -> Option<usize> {
+        let ticks = ms * 48;
+        if ticks.is_multiple_of(self.ticks as u32) {
+            Some((ticks / self.ticks as u32) as usize)
+        } else {
+            None
+        }
+    }
+
+    /// Bytes of `ms` milliseconds of `codec`; none where it isn't that of L1 or L2, or that is no whole number of frames.
+    #[must_use]
+    pub fn len(self, codec: CodecId, ms: u32) -> Option<usize> {
+        Some(self.each(codec)? * self.within(ms)?)
+    }
+}
+
 /// A step of the ladder: 0 is native, 1 the cheapest, 6 the best that is coded. 4 bits on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Rung(u8);
@@ -48,9 +122,9 @@ pub struct Rung(u8);
 impl Rung {
     /// Media as it came.
     pub const NATIVE: Self = Self(0);
-    /// Lyra 3.2 kbps.
+    /// The codec of the bundle, the cheap way: Lyra 3.2 kbps.
     pub const L1: Self = Self(1);
-    /// Lyra 6 kbps.
+    /// The codec of the bundle, the better way: Lyra 6 kbps.
     pub const L2: Self = Self(2);
     /// Opus 9 kbps.
     pub const L3: Self = Self(3);
@@ -96,7 +170,7 @@ impl Rung {
         matches!(self.0, 1 | 2)
     }
 
-    /// Bits a second of coded speech, without headers; 0 for native.
+    /// Bits a second of coded speech, without headers; 0 for native. L1 and L2: those of Lyra v2.
     #[must_use]
     pub const fn bitrate(self) -> u32 {
         match self.0 {
@@ -205,6 +279,29 @@ mod tests {
         }
         for wrong in ["L0", "L7", "l2", "2", "native", ""] {
             assert_eq!(wrong.parse::<Rung>(), Err(NotARung), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn frames_fill_packets() {
+        // EnCodec: 24 kHz, 320 samples, 75 frames a second.
+        let encodec = Frames::new(640, 5, 10).unwrap();
+        assert_eq!(Frames::from_bits(encodec.to_bits()), Some(encodec));
+        assert_eq!(encodec.within(40), Some(3));
+        assert_eq!(encodec.within(20), None);
+        assert_eq!(encodec.len(CodecId::Lyra6, 40), Some(30));
+        assert_eq!(encodec.len(CodecId::Lyra3, 60), None);
+        assert_eq!(encodec.len(CodecId::Opus, 40), None);
+        assert_eq!(Frames::new(960, 8, 15), Some(Frames::LYRA));
+        for (ticks, l1, l2) in [
+            (0, 8, 15),
+            (1000, 8, 15),
+            (65_536, 8, 15),
+            (960, 0, 15),
+            (960, 15, 15),
+            (960, 8, 256),
+        ] {
+            assert_eq!(Frames::new(ticks, l1, l2), None, "{ticks}, {l1}, {l2}");
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::Instant;
 use auralink_proto::ladder::{Rung, Rungs};
 
 use super::{Desk, Done, Key, Sink};
-use crate::codec::{Codec, EncodeTask};
+use crate::codec::{Codec, EncodeTask, SAMPLE_RATE};
 use crate::gate::Window;
 use crate::job::{Encode, Encoded, Outcome, Refusal};
 use crate::track::{Family, Sender};
@@ -17,6 +17,8 @@ struct Encoding {
     id: u64,
     sender: Box<Sender>,
     pcm: Vec<f32>,
+    /// The same at the neural codec's rate, where that is another.
+    wide: Vec<f32>,
     unit_ms: u8,
     wanted: Rung,
     rung: Rung,
@@ -35,6 +37,8 @@ impl Desk {
         sink: &mut dyn Sink,
     ) {
         let mut work: Vec<Encoding> = Vec::with_capacity(jobs.len());
+        let format = self.format();
+        let wide_rate = Some(format.sample_rate).filter(|rate| *rate != SAMPLE_RATE);
         for (index, key, job) in jobs {
             let sender = match self.senders.remove(&key) {
                 Some((_, sender)) => Ok(sender),
@@ -47,6 +51,16 @@ impl Desk {
             let mut pcm = Vec::new();
             match sender.take(&job.packets, job.lost_before, &mut pcm) {
                 Ok(unit_ms) => work.push(Encoding {
+                    wide: {
+                        let rate = wide_rate.filter(|_| job.rung.is_neural());
+                        let mut wide = Vec::new();
+                        let before = (unit_ms, job.lost_before);
+                        let taken = sender.take_wide(&job.packets, before, rate, &mut wide);
+                        if taken.is_err() {
+                            wide.clear();
+                        }
+                        wide
+                    },
                     index,
                     key,
                     track: job.track,
@@ -77,7 +91,14 @@ impl Desk {
             if !gated && rung != Rung::NATIVE {
                 rung = rung.max(Rung::L4);
             }
-            if rung.is_neural() && !(neural && self.kit.neural.is_some()) {
+            // Sound at the codec's rate, and whole frames of it: 20 ms alone may be half of one.
+            let sound = if wide_rate.is_some() {
+                &one.wide
+            } else {
+                &one.pcm
+            };
+            let fits = !sound.is_empty() && sound.len().is_multiple_of(format.frame);
+            if rung.is_neural() && !(neural && fits && self.kit.neural.is_some()) {
                 rung = Rung::L3;
             }
             one.rung = allowed.at_least(rung);
@@ -86,6 +107,7 @@ impl Desk {
                 continue;
             }
             one.gain = one.sender.level(&mut one.pcm, one.rung);
+            one.sender.level_wide(&mut one.wide, format.sample_rate);
             if one
                 .sender
                 .begin(Family::of(one.rung.codec()), self.kit.neural.as_deref())
@@ -200,7 +222,12 @@ impl Desk {
         let mut batch = Vec::with_capacity(work.len());
         for (place, one) in work.iter_mut().enumerate() {
             if let (None, Some(state)) = (one.refused, &mut one.sender.lyra) {
-                batch.push(EncodeTask::new(state, one.rung, &one.pcm));
+                let sound = if one.wide.is_empty() {
+                    &one.pcm
+                } else {
+                    &one.wide
+                };
+                batch.push(EncodeTask::new(state, one.rung, sound));
                 places.push(place);
             }
         }

@@ -43,18 +43,23 @@ impl Desk {
         sink: &mut dyn Sink,
     ) {
         let (mut quick, mut slow) = (Vec::new(), Vec::new());
+        let rate = self.format().sample_rate;
         for (index, key, job) in jobs {
             let mut receiver = self
                 .receivers
                 .remove(&key)
-                .map_or_else(Box::default, |(_, receiver)| receiver);
+                .map_or_else(|| Box::new(Receiver::new(rate)), |(_, receiver)| receiver);
             let Some((family, samples)) = receiver.accept(&job) else {
                 sink.done(failed(index, job.track, job.id, None));
                 self.keep_receiver(key, receiver, now);
                 continue;
             };
-            let tail = self.switch(&mut receiver, family, job.gain);
+            let mut tail = self.switch(&mut receiver, family, job.gain);
+            let before = receiver.rate();
             let good = receiver.begin(family, self.kit.neural.as_deref()).is_ok();
+            if receiver.rate() != before {
+                tail.clear();
+            }
             let one = Restoring {
                 index,
                 key,
@@ -120,12 +125,12 @@ impl Desk {
         let mut places = Vec::with_capacity(work.len());
         let mut batch = Vec::with_capacity(work.len());
         for (place, one) in work.iter_mut().enumerate() {
+            let samples = one.receiver.samples(&one.job);
             let Some(state) = one.receiver.lyra.as_mut().filter(|_| one.good) else {
                 one.good = false;
                 continue;
             };
             let payload = (!one.job.lost).then_some(one.job.payload.as_slice());
-            let samples = Receiver::samples(&one.job);
             batch.push(DecodeTask::new(state, one.job.codec, payload, samples));
             places.push(place);
         }

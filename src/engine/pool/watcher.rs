@@ -106,6 +106,7 @@ impl Watcher {
         *lock(&self.shared.report) = Report {
             problems,
             bundles: self.source.bundles(),
+            codec: self.source.codec(),
         };
     }
 
@@ -124,7 +125,9 @@ impl Watcher {
         let kit = self.source.kit(&mut problems);
         let mut encode = Rungs::OPUS;
         let mut decode = Rungs::OPUS;
-        if kit.neural.is_some() {
+        if let Some(neural) = &kit.neural {
+            let frames = neural.format().wire.to_bits();
+            self.shared.frames.store(frames, Ordering::Relaxed);
             decode = Rungs::ALL;
             if kit.detector.is_some() {
                 encode = Rungs::ALL;

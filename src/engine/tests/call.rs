@@ -60,7 +60,7 @@ pub(crate) fn group(track: u64, id: u64, rung: Rung, packets: &[Vec<u8>]) -> Job
     })
 }
 
-fn encode(port: &Port, id: u64, rung: Rung, packets: &[Vec<u8>]) -> Encoded {
+pub(super) fn encode(port: &Port, id: u64, rung: Rung, packets: &[Vec<u8>]) -> Encoded {
     port.try_send(group(7, id, rung, packets)).unwrap();
     match next(port, LONG) {
         Outcome::Encoded(encoded) => {
@@ -84,7 +84,7 @@ pub(super) fn payload(coded: &Encoded, count: usize) -> Decode {
     }
 }
 
-fn decode(port: &Port, job: Decode) -> Decoded {
+pub(super) fn decode(port: &Port, job: Decode) -> Decoded {
     let (id, count) = (job.id, usize::from(job.count));
     port.try_send(Job::Decode(job)).unwrap();
     match next(port, LONG) {
@@ -105,7 +105,17 @@ fn hop(
     size: usize,
     rung: impl Fn(usize) -> Rung,
 ) -> (Vec<Encoded>, Vec<Decoded>) {
-    let engine = Engine::start(config()).unwrap();
+    hop_with(config(), packets, size, rung)
+}
+
+/// The same with an engine of its own.
+pub(super) fn hop_with(
+    config: EngineConfig,
+    packets: &[Vec<u8>],
+    size: usize,
+    rung: impl Fn(usize) -> Rung,
+) -> (Vec<Encoded>, Vec<Decoded>) {
+    let engine = Engine::start(config).unwrap();
     let (port, _) = port(&engine);
     let mut coded = Vec::new();
     let mut restored = Vec::new();
@@ -117,7 +127,7 @@ fn hop(
     (coded, restored)
 }
 
-fn sound(restored: &[Decoded]) -> Vec<f32> {
+pub(super) fn sound(restored: &[Decoded]) -> Vec<f32> {
     heard(restored.iter().flat_map(|d| &d.packets))
 }
 
@@ -208,13 +218,18 @@ fn quiet_speech_keeps_its_level_and_is_as_good() {
 
 #[test]
 fn a_switch_does_not_click() {
+    switch_does_not_click(&config());
+}
+
+/// From the neural codec to Opus and back, over and over.
+pub(super) fn switch_does_not_click(config: &EngineConfig) {
     let packets = client("talker-a", 12, 20);
     // A rung of either family in turn, every 0.4 s.
-    let (_, switching) = hop(&packets, 2, |k| {
+    let (_, switching) = hop_with(config.clone(), &packets, 2, |k| {
         if k / 10 % 2 == 0 { Rung::L2 } else { Rung::L3 }
     });
-    let (_, lyra) = hop(&packets, 2, |_| Rung::L2);
-    let (_, opus) = hop(&packets, 2, |_| Rung::L3);
+    let (_, lyra) = hop_with(config.clone(), &packets, 2, |_| Rung::L2);
+    let (_, opus) = hop_with(config.clone(), &packets, 2, |_| Rung::L3);
     // A click is what a second difference is large in: all frequencies at once.
     let jumps = |pcm: &[f32]| -> Vec<f32> {
         pcm.chunks_exact(2 * FRAME)

@@ -100,6 +100,9 @@ impl Source for FaultySource {
     fn bundles(&self) -> Vec<(String, String)> {
         self.folders.bundles()
     }
+    fn codec(&self) -> Option<String> {
+        self.folders.codec()
+    }
     fn kit(&mut self, problems: &mut Vec<String>) -> Kit {
         self.kits.fetch_add(1, Ordering::Relaxed);
         let mut kit = self.folders.kit(problems);

@@ -1,5 +1,6 @@
 //! The engine as a media worker sees it: real speech, real models, and models that misbehave.
 
 mod call;
+mod codecs;
 pub(crate) use call::group;
 mod faults;

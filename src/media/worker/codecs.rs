@@ -16,6 +16,7 @@ pub(super) fn rungs(port: &Port) -> EngineRungs {
     EngineRungs {
         encodes: port.rungs(),
         decodes: port.decodable(),
+        frames: port.frames(),
     }
 }
 

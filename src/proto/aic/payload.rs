@@ -1,7 +1,7 @@
 //! The payload of a framed packet: what the hop between two AuraLinks carries instead of the
 //! originals. Every payload describes itself. docs/protocol.md is its specification.
 
-use crate::ladder::CodecId;
+use crate::ladder::{CodecId, Frames};
 
 /// Ticks of Opus' RTP clock in a millisecond (RFC 7587 section 4.1: 48 kHz).
 pub const TICKS_PER_MS: u32 = 48;
@@ -164,23 +164,12 @@ pub enum Unreadable {
 #[error("a field of a framed payload is out of its range")]
 pub struct Unwritable;
 
-/// Bytes that `codec` takes for `ms` milliseconds, where that is fixed.
-#[must_use]
-pub const fn fixed_len(codec: CodecId, ms: u32) -> Option<usize> {
-    let frames = (ms / 20) as usize;
-    match codec {
-        CodecId::Lyra3 => Some(8 * frames),
-        CodecId::Lyra6 => Some(15 * frames),
-        _ => None,
-    }
-}
-
 impl<'a> Payload<'a> {
-    /// Reads a framed payload.
+    /// Reads a framed payload. `frames` are those of the bundle that both sides agreed on.
     ///
     /// # Errors
     /// Why it can't be used.
-    pub fn parse(payload: &'a [u8]) -> Result<Self, Unreadable> {
+    pub fn parse(payload: &'a [u8], frames: Frames) -> Result<Self, Unreadable> {
         let &[first, s1, s0, last, ref rest @ ..] = payload else {
             return Err(Unreadable::Short);
         };
@@ -200,12 +189,12 @@ impl<'a> Payload<'a> {
         let mut copy = None;
         let mut skipped = false;
         if first & 1 != 0 {
-            let (read, after) = parse_redundant(rest, sequence)?;
+            let (read, after) = parse_redundant(rest, sequence, frames)?;
             skipped = read.is_none();
             copy = read;
             rest = after;
         }
-        let body = body(codec, packets, last, trimmed_from, rest)?;
+        let body = body(codec, packets, last, trimmed_from, rest, frames)?;
         Ok(Self {
             part: Part {
                 sequence,
@@ -226,6 +215,7 @@ fn body(
     last: u8,
     trimmed_from: Option<u16>,
     payload: &[u8],
+    frames: Frames,
 ) -> Result<Body<&[u8]>, Unreadable> {
     if !codec.is_coded() {
         if packets != 1 {
@@ -254,7 +244,7 @@ fn body(
         gain: (last << 2).cast_signed() >> 2,
         payload,
     };
-    check_coded(codec, packets, unit_ms, payload.len())?;
+    check_coded(codec, packets, unit_ms, payload.len(), frames)?;
     Ok(body)
 }
 
@@ -264,13 +254,19 @@ fn fits_trimmed(from: Option<u16>, len: usize) -> bool {
 }
 
 /// Whether `len` bytes can be `packets` originals of `unit_ms` each.
-fn check_coded(codec: CodecId, packets: u8, unit_ms: u8, len: usize) -> Result<(), Unreadable> {
+fn check_coded(
+    codec: CodecId,
+    packets: u8,
+    unit_ms: u8,
+    len: usize,
+    frames: Frames,
+) -> Result<(), Unreadable> {
     let ms = u32::from(packets) * u32::from(unit_ms);
     if ms > MAX_MS {
         return Err(Unreadable::Duration);
     }
-    let fits = match fixed_len(codec, ms) {
-        Some(exact) => len == exact,
+    let fits = match frames.each(codec) {
+        Some(_) => frames.len(codec, ms) == Some(len),
         None => (1..=MAX_OPUS).contains(&len),
     };
     if fits {
@@ -283,7 +279,11 @@ fn check_coded(codec: CodecId, packets: u8, unit_ms: u8, len: usize) -> Result<(
 /// A copy, if this version knows its kind, and what comes after it.
 type ReadRedundant<'a> = (Option<Redundant<&'a [u8]>>, &'a [u8]);
 
-fn parse_redundant(rest: &[u8], sequence: u16) -> Result<ReadRedundant<'_>, Unreadable> {
+fn parse_redundant(
+    rest: &[u8],
+    sequence: u16,
+    frames: Frames,
+) -> Result<ReadRedundant<'_>, Unreadable> {
     let &[first, distances, last, ref rest @ ..] = rest else {
         return Err(Unreadable::Short);
     };
@@ -304,7 +304,9 @@ fn parse_redundant(rest: &[u8], sequence: u16) -> Result<ReadRedundant<'_>, Unre
     let codec = CodecId::from_wire(first >> 4);
     let len = if codec == Some(CodecId::Lyra3) {
         let ms = 20 * (u32::from(last >> 6) + 1) * u32::from(packets);
-        fixed_len(CodecId::Lyra3, ms).unwrap_or(0)
+        frames
+            .len(CodecId::Lyra3, ms)
+            .ok_or(Unreadable::Redundant)?
     } else {
         let &[len, ref after @ ..] = rest else {
             return Err(Unreadable::Short);
@@ -315,7 +317,7 @@ fn parse_redundant(rest: &[u8], sequence: u16) -> Result<ReadRedundant<'_>, Unre
     let (bytes, after) = rest.split_at_checked(len).ok_or(Unreadable::Redundant)?;
     let copy = codec
         .filter(|codec| *codec != CodecId::Trimmed)
-        .and_then(|codec| body(codec, packets, last, None, bytes).ok())
+        .and_then(|codec| body(codec, packets, last, None, bytes, frames).ok())
         .and_then(|body| {
             let ticks_back = match (&body, ticks) {
                 (_, Some(ticks)) => ticks,
@@ -340,7 +342,7 @@ fn parse_redundant(rest: &[u8], sequence: u16) -> Result<ReadRedundant<'_>, Unre
 }
 
 /// The first byte of a header and its last: what a packet and a copy share.
-fn ends<B: AsRef<[u8]>>(part: &Part<B>) -> Result<(u8, u8), Unwritable> {
+fn ends<B: AsRef<[u8]>>(part: &Part<B>, frames: Frames) -> Result<(u8, u8), Unwritable> {
     if !(1..=4).contains(&part.packets) {
         return Err(Unwritable);
     }
@@ -372,8 +374,8 @@ fn ends<B: AsRef<[u8]>>(part: &Part<B>) -> Result<(u8, u8), Unwritable> {
                 60 => 2,
                 _ => return Err(Unwritable),
             };
-            check_coded(*codec, part.packets, *unit_ms, payload.as_ref().len())
-                .map_err(|_| Unwritable)?;
+            let len = payload.as_ref().len();
+            check_coded(*codec, part.packets, *unit_ms, len, frames).map_err(|_| Unwritable)?;
             unit << 6 | gain.cast_unsigned() & 0x3f
         }
     };
@@ -382,7 +384,7 @@ fn ends<B: AsRef<[u8]>>(part: &Part<B>) -> Result<(u8, u8), Unwritable> {
 }
 
 impl<B: AsRef<[u8]>> Part<B> {
-    /// Appends the framed payload with an optional copy to `out`.
+    /// Appends the framed payload with an optional copy to `out`. `frames` are those of the bundle that both sides agreed on.
     ///
     /// # Errors
     /// A field is out of its range, or the copy's sequence number isn't 1 to 31 before this one's;
@@ -390,9 +392,10 @@ impl<B: AsRef<[u8]>> Part<B> {
     pub fn write<C: AsRef<[u8]>>(
         &self,
         copy: Option<&Redundant<C>>,
+        frames: Frames,
         out: &mut Vec<u8>,
     ) -> Result<(), Unwritable> {
-        let (first, last) = ends(self)?;
+        let (first, last) = ends(self, frames)?;
         let start = out.len();
         let [s1, s0] = self.sequence.to_be_bytes();
         out.extend([first | u8::from(copy.is_some()), s1, s0, last]);
@@ -404,7 +407,7 @@ impl<B: AsRef<[u8]>> Part<B> {
             out.extend(from.to_be_bytes());
         }
         if let Some(copy) = copy
-            && let Err(error) = write_redundant(copy, self.sequence, out)
+            && let Err(error) = write_redundant(copy, self.sequence, frames, out)
         {
             out.truncate(start);
             return Err(error);
@@ -417,10 +420,11 @@ impl<B: AsRef<[u8]>> Part<B> {
 fn write_redundant<B: AsRef<[u8]>>(
     copy: &Redundant<B>,
     sequence: u16,
+    frames: Frames,
     out: &mut Vec<u8>,
 ) -> Result<(), Unwritable> {
     let part = &copy.part;
-    let (first, last) = ends(part)?;
+    let (first, last) = ends(part, frames)?;
     let originals = sequence.wrapping_sub(part.sequence);
     if !(1..=31).contains(&originals)
         || !(1..=7).contains(&copy.hop_distance)

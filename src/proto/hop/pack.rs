@@ -13,7 +13,7 @@ use crate::hop::Report;
 use crate::hop::header::{self, Elementwise, Fields};
 use crate::hop::original::{self, DTX_BYTES, Original, RedBlock};
 use crate::hop::redundancy::{Copies, Redundancy};
-use crate::ladder::{Rung, Rungs};
+use crate::ladder::{Frames, Rung, Rungs};
 use frame::{NO_COPY, part};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -68,6 +68,7 @@ pub struct Packer {
     config: PackerConfig,
     wanted: Rung,
     peer_rungs: Rungs,
+    frames: Frames,
     next_sequence: u16,
     next_id: u64,
     /// Sequence number and timestamp of the newest original.
@@ -94,6 +95,7 @@ impl Packer {
         Self {
             wanted: Rung::NATIVE,
             peer_rungs: config.peer_rungs,
+            frames: Frames::LYRA,
             next_sequence: config.first_sequence,
             next_id: 0,
             newest: None,
@@ -115,6 +117,11 @@ impl Packer {
     /// The rung wanted from the next group on.
     pub fn set_rung(&mut self, rung: Rung) {
         self.wanted = rung;
+    }
+
+    /// Frames of the bundle behind L1 and L2, from the next result on.
+    pub fn set_frames(&mut self, frames: Frames) {
+        self.frames = frames;
     }
 
     /// The rung in use: the wanted one, or the next better one that the receiver can decode.
@@ -387,7 +394,7 @@ impl Packer {
         let usable = encoded.unit_ms == *unit_ms
             && self.peer_rungs.has(encoded.rung)
             && part(first, packets, &encoded)
-                .write(NO_COPY, &mut Vec::new())
+                .write(NO_COPY, self.frames, &mut Vec::new())
                 .is_ok();
         if !usable {
             self.refused(now, id, Refusal::Failed);

@@ -2,7 +2,7 @@
 
 use crate::aic::payload::{Body, Part, Redundant};
 use crate::hop::original::DTX_BYTES;
-use crate::ladder::CodecId;
+use crate::ladder::{CodecId, Frames};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -17,10 +17,6 @@ const CLEAN: Duration = Duration::from_secs(10);
 
 /// A packet doesn't grow over this many bytes of payload for the sake of a copy.
 const MAX_WITH_COPY: usize = 1000;
-
-/// Bytes of one Lyra frame of 20 ms at 6 kbps, and of the prefix that is its 3.2 kbps form.
-const LYRA6: usize = 15;
-const LYRA3: usize = 8;
 
 /// When copies are sent, and how many packets behind.
 ///
@@ -108,18 +104,18 @@ impl Copies {
         })
     }
 
-    /// A packet was sent.
-    pub(super) fn sent(&mut self, timestamp: u32, part: Part<Vec<u8>>) {
+    /// A packet was sent; `frames` are those of its bundle.
+    pub(super) fn sent(&mut self, timestamp: u32, part: Part<Vec<u8>>, frames: Frames) {
         if self.sent.len() >= usize::from(MAX_DISTANCE) {
             self.sent.pop_front();
         }
         self.sent
-            .push_back(as_copy(part).map(|part| (timestamp, part)));
+            .push_back(as_copy(part, frames).map(|part| (timestamp, part)));
     }
 }
 
-/// What a copy of `part` carries: of Lyra the 16-stage prefix, of other media the same bytes.
-fn as_copy(mut part: Part<Vec<u8>>) -> Option<Part<Vec<u8>>> {
+/// What a copy of `part` carries: of L2 the prefix of each frame that is its L1 form, of other media the same bytes.
+fn as_copy(mut part: Part<Vec<u8>>, frames: Frames) -> Option<Part<Vec<u8>>> {
     match &mut part.body {
         Body::Native { payload, .. } if payload.len() <= DTX_BYTES => return None,
         Body::Native {
@@ -128,10 +124,10 @@ fn as_copy(mut part: Part<Vec<u8>>) -> Option<Part<Vec<u8>>> {
         } => return None,
         Body::Coded { codec, payload, .. } if *codec == CodecId::Lyra6 => {
             *codec = CodecId::Lyra3;
-            let frames = payload.as_chunks::<LYRA6>().0;
-            *payload = frames
-                .iter()
-                .flat_map(|frame| &frame[..LYRA3])
+            let (l1, l2) = (frames.each(CodecId::Lyra3)?, frames.each(CodecId::Lyra6)?);
+            *payload = payload
+                .chunks_exact(l2)
+                .flat_map(|frame| frame.iter().take(l1))
                 .copied()
                 .collect();
         }
@@ -144,6 +140,8 @@ fn as_copy(mut part: Part<Vec<u8>>) -> Option<Part<Vec<u8>>> {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
     use super::*;
+
+    const LYRA: Frames = Frames::LYRA;
 
     fn lyra6(sequence: u16) -> Part<Vec<u8>> {
         Part {
@@ -162,15 +160,18 @@ mod tests {
     #[test]
     fn a_lyra_copy_is_the_prefix_of_each_frame() {
         let mut copies = Copies::new(Redundancy::Always { distance: 2 });
-        copies.sent(0, lyra6(10));
+        copies.sent(0, lyra6(10), LYRA);
         assert_eq!(copies.copy(1920, &lyra6(12)), None, "none is 2 behind");
-        copies.sent(1920, lyra6(12));
+        copies.sent(1920, lyra6(12), LYRA);
         let copy = copies.copy(3840, &lyra6(14)).unwrap();
         assert_eq!((copy.hop_distance, copy.ticks_back), (2, 3840));
         assert_eq!(copy.part.sequence, 10);
         assert_eq!(copy.part.body.codec(), CodecId::Lyra3);
         let expected: Vec<u8> = (0..8).chain(15..23).collect();
         assert_eq!(copy.part.body.payload(), expected);
+        // Two frames of 20 ms there, one of 40 ms here.
+        let long = as_copy(lyra6(10), Frames::new(1920, 13, 30).unwrap()).unwrap();
+        assert_eq!(long.body.payload(), (0..13).collect::<Vec<u8>>());
     }
 
     #[test]
@@ -209,15 +210,15 @@ mod tests {
                 payload,
             },
         };
-        assert!(as_copy(native(vec![1; 100], None)).is_some());
-        assert!(as_copy(native(vec![1; 8], None)).is_none(), "DTX");
+        assert!(as_copy(native(vec![1; 100], None), LYRA).is_some());
+        assert!(as_copy(native(vec![1; 8], None), LYRA).is_none(), "DTX");
         assert!(
-            as_copy(native(vec![1; 256], None)).is_none(),
+            as_copy(native(vec![1; 256], None), LYRA).is_none(),
             "no length for it"
         );
-        assert!(as_copy(native(vec![1; 10], Some(80))).is_none());
+        assert!(as_copy(native(vec![1; 10], Some(80)), LYRA).is_none());
         let mut copies = Copies::new(Redundancy::Always { distance: 1 });
-        copies.sent(0, native(vec![1; 100], None));
+        copies.sent(0, native(vec![1; 100], None), LYRA);
         assert!(
             copies.copy(960, &native(vec![1; 901], None)).is_none(),
             "too big"

@@ -11,7 +11,7 @@ use crate::aic::payload::{Body, Payload, TICKS_PER_MS, Unreadable};
 use crate::hop::header;
 use crate::hop::window::{Arrival, Frame, Window};
 use crate::hop::{IP_UDP, Report, TAG};
-use crate::ladder::{CodecId, Rung, Rungs};
+use crate::ladder::{CodecId, Frames, Rung, Rungs};
 use crate::packet::RtpHeader;
 use interval::{Interval, LOOK_EVERY};
 use rustc_hash::FxBuildHasher;
@@ -70,6 +70,7 @@ struct Health {
 #[derive(Debug)]
 pub struct Restorer {
     config: RestorerConfig,
+    frames: Frames,
     ssrc: Option<u32>,
     window: Window,
     /// Distance of the copies, and the place of the last packet that had one.
@@ -130,6 +131,7 @@ impl Restorer {
     pub fn new(config: RestorerConfig) -> Self {
         Self {
             config,
+            frames: Frames::LYRA,
             ssrc: None,
             window: Window::default(),
             copies: None,
@@ -153,6 +155,11 @@ impl Restorer {
             self.config.rungs = rungs;
             self.interval.due = Some(now);
         }
+    }
+
+    /// Frames of the bundle behind L1 and L2, from the next packet on.
+    pub fn set_frames(&mut self, frames: Frames) {
+        self.frames = frames;
     }
 
     /// Rungs that are decoded in time.
@@ -212,7 +219,7 @@ impl Restorer {
         if let Some(hint) = hint {
             self.interval.arrived(ntp, hint.sent);
         }
-        let payload = match Payload::parse(header.payload(packet)) {
+        let payload = match Payload::parse(header.payload(packet), self.frames) {
             Ok(payload) => payload,
             Err(error) => {
                 self.stats.unreadable += 1;

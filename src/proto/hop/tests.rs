@@ -9,7 +9,7 @@ use super::{
     DecodeJob, Decoded, EncodeJob, Encoded, PackTiming, Packer, PackerConfig, Redundancy,
     RestoreTiming, Restorer, RestorerConfig,
 };
-use crate::ladder::{CodecId, Rung, Rungs};
+use crate::ladder::{CodecId, Frames, Rung, Rungs};
 use std::time::{Duration, Instant};
 
 const OPUS: u8 = 111;

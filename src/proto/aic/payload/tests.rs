@@ -2,6 +2,7 @@
 use super::*;
 use proptest::prelude::*;
 
+const LYRA: Frames = Frames::LYRA;
 const NONE: Option<&Redundant<Vec<u8>>> = None;
 
 fn bodies() -> impl Strategy<Value = (u8, Body<Vec<u8>>)> {
@@ -29,7 +30,7 @@ fn bodies() -> impl Strategy<Value = (u8, Body<Vec<u8>>)> {
             let unit_ms = [20, 40, 60][usize::from(unit)];
             let packets = packets.min(120 / unit_ms);
             let ms = u32::from(unit_ms) * u32::from(packets);
-            bytes(fixed_len(codec, ms).unwrap_or(opus)).prop_map(move |payload| {
+            bytes(LYRA.len(codec, ms).unwrap_or(opus)).prop_map(move |payload| {
                 let body = Body::Coded {
                     codec,
                     unit_ms,
@@ -78,14 +79,14 @@ proptest! {
         };
         let copy = Redundant { hop_distance, ticks_back: ticks.map_or(implied, u32::from), part: copied };
         let mut out = vec![1, 2, 3];
-        let written = part.write(with_copy.then_some(&copy), &mut out);
+        let written = part.write(with_copy.then_some(&copy), LYRA, &mut out);
         let fits = copy.part.body.payload().len() <= 255 && copy.part.body.codec() != CodecId::Trimmed;
         prop_assert_eq!(written.is_ok(), !with_copy || fits);
         if written.is_err() {
             prop_assert_eq!(out, vec![1, 2, 3]);
             return Ok(());
         }
-        let read = Payload::parse(&out[3..]).unwrap();
+        let read = Payload::parse(&out[3..], LYRA).unwrap();
         prop_assert_eq!(read.part.to_owned(), part);
         prop_assert_eq!(read.redundant.as_ref().map(owned), with_copy.then_some(copy));
         prop_assert!(!read.skipped);
@@ -94,12 +95,12 @@ proptest! {
     #[test]
     fn garbage_is_read_or_refused(mut bytes in proptest::collection::vec(any::<u8>(), 0..80), codec in 0u8..16) {
         if let Some(first) = bytes.first_mut() { *first = *first & 0x0f | codec << 4; }
-        let Ok(read) = Payload::parse(&bytes) else { return Ok(()) };
+        let Ok(read) = Payload::parse(&bytes, LYRA) else { return Ok(()) };
         prop_assert!(read.part.body.payload().len() < bytes.len());
         // What was understood can be said again.
         let mut again = Vec::new();
-        read.part.write(read.redundant.as_ref(), &mut again).unwrap();
-        let twice = Payload::parse(&again).unwrap();
+        read.part.write(read.redundant.as_ref(), LYRA, &mut again).unwrap();
+        let twice = Payload::parse(&again, LYRA).unwrap();
         prop_assert_eq!((&twice.part, &twice.redundant), (&read.part, &read.redundant));
     }
 }
@@ -132,11 +133,15 @@ fn fields_out_of_range_are_not_written() {
         coded(CodecId::Lyra6, 2, 20, 0, 16),
         coded(CodecId::Native, 1, 20, 0, 9),
     ] {
-        assert_eq!(part.write(NONE, &mut out), Err(Unwritable), "{part:?}");
+        assert_eq!(
+            part.write(NONE, LYRA, &mut out),
+            Err(Unwritable),
+            "{part:?}"
+        );
         assert!(out.is_empty());
     }
     let part = coded(CodecId::Lyra6, 2, 20, -32, 30);
-    part.write(NONE, &mut out).unwrap();
+    part.write(NONE, LYRA, &mut out).unwrap();
     let copy = |originals: u16, hop_distance, ticks_back| Redundant {
         hop_distance,
         ticks_back,
@@ -152,13 +157,13 @@ fn fields_out_of_range_are_not_written() {
         copy(2, 8, 0),
         copy(2, 1, 65_536),
     ] {
-        assert_eq!(part.write(Some(&wrong), &mut out), Err(Unwritable));
+        assert_eq!(part.write(Some(&wrong), LYRA, &mut out), Err(Unwritable));
     }
 }
 
 #[test]
 fn what_is_wrong_is_named() {
-    let parse = |bytes: &[u8]| Payload::parse(bytes).map(|_| ()).unwrap_err();
+    let parse = |bytes: &[u8]| Payload::parse(bytes, LYRA).map(|_| ()).unwrap_err();
     assert_eq!(parse(&[]), Unreadable::Short);
     assert_eq!(parse(&[0x40, 0, 1]), Unreadable::Short);
     assert_eq!(parse(&[0x10, 0, 1, 222, 0]), Unreadable::Short);
@@ -182,7 +187,49 @@ fn what_is_wrong_is_named() {
 
 #[test]
 fn a_copy_of_another_version_is_skipped() {
-    let read = Payload::parse(&[0x41, 0, 9, 0, 0xf0, 0x21, 0, 2, 7, 7, 0x58, 1]).unwrap();
+    let read = Payload::parse(&[0x41, 0, 9, 0, 0xf0, 0x21, 0, 2, 7, 7, 0x58, 1], LYRA).unwrap();
     assert!(read.skipped && read.redundant.is_none());
     assert_eq!(read.part.body.payload(), [0x58, 1]);
+}
+
+#[test]
+fn lengths_are_those_of_the_bundle() {
+    // 40 ms a frame, 16 and 30 bytes: the second bundle of docs/models.md.
+    let frames = Frames::new(1920, 16, 30).unwrap();
+    let mut out = Vec::new();
+    for (codec, packets, unit_ms, len, fits) in [
+        (CodecId::Lyra3, 2, 20, 16, true),
+        (CodecId::Lyra6, 1, 40, 30, true),
+        (CodecId::Lyra6, 2, 60, 90, true),
+        (CodecId::Lyra6, 2, 20, 15, false),
+        (CodecId::Lyra6, 1, 20, 15, false),
+        (CodecId::Lyra6, 1, 60, 45, false),
+        (CodecId::Opus, 1, 60, 45, true),
+    ] {
+        out.clear();
+        let part = coded(codec, packets, unit_ms, 0, len);
+        assert_eq!(part.write(NONE, frames, &mut out).is_ok(), fits, "{part:?}");
+        if fits {
+            let read = Payload::parse(&out, frames).unwrap();
+            assert_eq!(read.part.to_owned(), part);
+        }
+    }
+    // A copy at L1 says no length: it follows from the bundle, and where it can't, what comes after can't be told.
+    let part = coded(CodecId::Opus, 1, 20, 0, 9);
+    let copy = Redundant {
+        hop_distance: 1,
+        ticks_back: 1920,
+        part: Part {
+            sequence: 65_535,
+            ..coded(CodecId::Lyra3, 2, 20, 0, 16)
+        },
+    };
+    out.clear();
+    part.write(Some(&copy), frames, &mut out).unwrap();
+    let read = Payload::parse(&out, frames).unwrap();
+    assert_eq!(read.redundant.as_ref().map(owned), Some(copy));
+    assert_eq!(read.part.body.payload(), [0; 9]);
+    out[4] &= !0x0c;
+    let broken = Payload::parse(&out, frames).unwrap_err();
+    assert_eq!(broken, Unreadable::Redundant, "one original of 20 ms");
 }

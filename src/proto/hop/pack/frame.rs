@@ -95,15 +95,15 @@ impl Packer {
         };
         header::write(&first.packet, &first.header, fields, elements, out);
         let copy = self.copies.copy(timestamp, &part);
-        sent.copy = copy.is_some() && part.write(copy.as_ref(), out).is_ok();
+        sent.copy = copy.is_some() && part.write(copy.as_ref(), self.frames, out).is_ok();
         if !sent.copy {
             // Coded parts were checked when they came, native ones are always in range.
-            let _ = part.write(NO_COPY, out);
+            let _ = part.write(NO_COPY, self.frames, out);
         }
         self.next_sequence = self.next_sequence.wrapping_add(1);
         self.stats.framed += 1;
         self.stats.copies += u64::from(sent.copy);
-        self.copies.sent(timestamp, part);
+        self.copies.sent(timestamp, part, self.frames);
         let wire_len = out.len() + IP_UDP + SHORT_TAG + HINT_WIRE;
         let native = usize::try_from(sent.native_bytes).unwrap_or(usize::MAX);
         self.predictor.observe(wire_len, native);

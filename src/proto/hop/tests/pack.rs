@@ -10,7 +10,7 @@ use crate::packet::RtpHeader;
 fn framed(packets: &[Vec<u8>]) -> Vec<(u16, u8, CodecId)> {
     let payload = |packet: &Vec<u8>| {
         let header = RtpHeader::parse(packet).unwrap();
-        let payload = Payload::parse(header.payload(packet)).unwrap();
+        let payload = Payload::parse(header.payload(packet), Frames::LYRA).unwrap();
         let part = payload.part;
         (part.sequence, part.packets, part.body.codec())
     };
@@ -111,7 +111,7 @@ fn silence_takes_a_few_bytes_and_is_no_voice() {
     packer.take(clock.at(0), &rtp(OPUS, 1, 960, &silence), 146);
     let packet = sent(&mut packer).remove(0);
     let header = RtpHeader::parse(&packet).unwrap();
-    let payload = Payload::parse(header.payload(&packet)).unwrap();
+    let payload = Payload::parse(header.payload(&packet), Frames::LYRA).unwrap();
     let Body::Native {
         trimmed_from,
         payload,

@@ -14,7 +14,7 @@ fn framed(place: u16, original: u16, body: Body<Vec<u8>>, packets: u8) -> Vec<u8
         body,
     };
     let mut payload = Vec::new();
-    part.write(NONE, &mut payload).unwrap();
+    part.write(NONE, Frames::LYRA, &mut payload).unwrap();
     rtp(AIC, place, u32::from(original) * 960, &payload)
 }
 

@@ -70,9 +70,10 @@ fn its_payloads_are_read_and_written() {
             }
         });
         let mut written = Vec::new();
-        own.write(copy.as_ref(), &mut written).unwrap();
+        own.write(copy.as_ref(), Frames::LYRA, &mut written)
+            .unwrap();
         assert_eq!(written, bytes(&row[1]), "{}", row[0]);
-        let read = Payload::parse(&written).unwrap();
+        let read = Payload::parse(&written, Frames::LYRA).unwrap();
         assert_eq!(read.part.to_owned(), own);
         let read = read.redundant.unwrap_or(Redundant {
             hop_distance: 0,
@@ -92,7 +93,11 @@ fn its_payloads_are_read_and_written() {
 #[test]
 fn what_it_calls_no_payload_is_none() {
     for row in vectors("no payload") {
-        assert!(Payload::parse(&bytes(&row[1])).is_err(), "{}", row[0]);
+        assert!(
+            Payload::parse(&bytes(&row[1]), Frames::LYRA).is_err(),
+            "{}",
+            row[0]
+        );
     }
 }
 

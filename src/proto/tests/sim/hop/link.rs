@@ -8,7 +8,7 @@ use auralink_proto::hop::{
     DecodeJob, EncodeJob, PackTiming, Packer, PackerConfig, Redundancy, Report, RestoreTiming,
     Restored, Restorer, RestorerConfig, report,
 };
-use auralink_proto::ladder::{Rung, Rungs};
+use auralink_proto::ladder::{Frames, Rung, Rungs};
 use auralink_proto::packet::RtpHeader;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -229,7 +229,7 @@ impl Link {
         while let Some(sent) = self.packer.poll_packet(ntp, &mut packet) {
             let header = RtpHeader::parse(&packet).unwrap();
             assert_eq!((header.payload_type, header.ssrc), (AIC, SSRC));
-            let payload = Payload::parse(header.payload(&packet)).unwrap();
+            let payload = Payload::parse(header.payload(&packet), Frames::LYRA).unwrap();
             assert_eq!(payload.part.packets, sent.originals);
             assert_eq!(payload.redundant.is_some(), sent.copy);
             let place = self.framed.len() as u64;

@@ -1,0 +1,505 @@
+//! Other codecs than Lyra as `make models` makes it: real weights in the form in which integer codes come out of the graph, at other
+//! rates and frames, and bundles that say what isn't so.
+
+use std::path::Path;
+
+use auralink_proto::ladder::{CodecId, Frames, Rung};
+
+use super::call::{config, decode, encode, hop_with, payload, port, sound, switch_does_not_click};
+use crate::bundle::Bundle;
+use crate::codec::{Codec, CodecError, DecodeTask, EncodeTask, FRAME};
+use crate::lyra::Lyra;
+use crate::source::tried_codec;
+use crate::testing::{
+    client, codes_bundle, copy_of, environment, heard, level, likeness, lyra_bundle, runtime,
+    signal_to_noise, speech, vad_bundle,
+};
+use crate::{Decode, Engine, EngineConfig, Job, Outcome, verify};
+
+fn codec(folder: &Path) -> Lyra {
+    Lyra::new(&environment(), &Bundle::read(folder).unwrap()).unwrap()
+}
+
+fn wide() -> EngineConfig {
+    EngineConfig {
+        lyra: Some(codes_bundle("lyra2-24k")),
+        ..config()
+    }
+}
+
+/// Speech through a codec in groups of `frames`; every tenth group doesn't come.
+fn through(codec: &mut Lyra, rung: Rung, frames: usize, pcm: &[f32]) -> (Vec<Vec<u8>>, Vec<f32>) {
+    let (mut encoder, mut decoder) = (codec.encoder().unwrap(), codec.decoder().unwrap());
+    let (mut payloads, mut got) = (Vec::new(), Vec::new());
+    for (k, group) in pcm.chunks_exact(codec.format().frame * frames).enumerate() {
+        let mut batch = [EncodeTask::new(&mut encoder, rung, group)];
+        codec.encode(&mut batch);
+        let [task] = batch;
+        task.done.unwrap();
+        let came = (k % 10 != 9).then_some(task.payload.as_slice());
+        let mut batch = [DecodeTask::new(
+            &mut decoder,
+            rung.codec(),
+            came,
+            group.len(),
+        )];
+        codec.decode(&mut batch);
+        let [back] = batch;
+        back.done.unwrap();
+        got.extend(back.pcm);
+        payloads.push(task.payload);
+    }
+    (payloads, got)
+}
+
+#[test]
+fn codes_from_the_graph_are_those_of_our_quantizer() {
+    let (mut features, mut codes) = (codec(&lyra_bundle()), codec(&codes_bundle("lyra2-codes")));
+    assert_eq!(features.format(), codes.format());
+    let pcm = speech("talker-b", 8);
+    for (rung, bytes) in [(Rung::L1, 8), (Rung::L2, 15)] {
+        let (wanted, sound) = through(&mut features, rung, 2, &pcm);
+        let (found, other) = through(&mut codes, rung, 2, &pcm);
+        assert!(found.iter().all(|payload| payload.len() == 2 * bytes));
+        // Two entries may be equally near but for the order in which a sum was rounded; what follows then differs.
+        let frames = |payloads: &[Vec<u8>]| -> Vec<Vec<u8>> {
+            let frames = payloads.iter().flat_map(|p| p.chunks_exact(bytes));
+            frames.map(<[u8]>::to_vec).collect()
+        };
+        let (wanted, found) = (frames(&wanted), frames(&found));
+        let same = wanted.iter().zip(&found).filter(|(a, b)| a == b).count();
+        assert!(
+            same * 1000 >= wanted.len() * 995,
+            "{rung}: {same} of {} frames",
+            wanted.len()
+        );
+        let snr = signal_to_noise(&sound, &other);
+        assert!(snr > 30.0, "{rung}: {snr} dB, losses included");
+    }
+}
+
+#[test]
+fn the_same_payloads_decode_to_the_same_sound_in_either_form() {
+    let (mut features, mut codes) = (codec(&lyra_bundle()), codec(&codes_bundle("lyra2-codes")));
+    let pcm = speech("talker-a", 4);
+    let (payloads, _) = through(&mut features, Rung::L2, 1, &pcm);
+    let (mut one, mut two) = (features.decoder().unwrap(), codes.decoder().unwrap());
+    for (k, payload) in payloads.iter().enumerate() {
+        // Of some frames the copy alone came, which is the beginning, and of some nothing.
+        let (id, came) = match k % 20 {
+            5..8 => (CodecId::Lyra3, Some(&payload[..8])),
+            12..15 => (CodecId::Lyra6, None),
+            _ => (CodecId::Lyra6, Some(payload.as_slice())),
+        };
+        let mut batch = [DecodeTask::new(&mut one, id, came, FRAME)];
+        features.decode(&mut batch);
+        let [wanted] = batch;
+        let mut batch = [DecodeTask::new(&mut two, id, came, FRAME)];
+        codes.decode(&mut batch);
+        let [found] = batch;
+        assert_eq!((&wanted.done, &found.done), (&Ok(()), &Ok(())));
+        let apart = wanted
+            .pcm
+            .iter()
+            .zip(&found.pcm)
+            .map(|(a, b)| (a - b).abs());
+        let apart = apart.fold(0.0, f32::max);
+        assert!(apart < 1e-3, "frame {k}: {apart}");
+    }
+}
+
+#[test]
+fn a_codec_of_24_khz_and_40_ms_carries_speech() {
+    let packets = client("talker-a", 12, 20);
+    let said = heard(&packets);
+    let lyra = |rung| likeness(&said, &sound(&hop_with(config(), &packets, 2, |_| rung).1));
+    for (rung, bytes) in [(Rung::L1, 16), (Rung::L2, 30)] {
+        let (coded, restored) = hop_with(wide(), &packets, 2, |_| rung);
+        assert!(
+            coded.iter().all(|c| c.rung <= rung
+                && c.payload.len() == if c.rung == Rung::L1 { 16 } else { bytes }),
+            "{rung}: {:?}",
+            coded
+                .iter()
+                .map(|c| (c.rung, c.payload.len()))
+                .collect::<Vec<_>>()
+        );
+        let got = sound(&restored);
+        assert_eq!(got.len(), said.len());
+        let (like, wanted) = (likeness(&said, &got), lyra(rung));
+        assert!(
+            like > 0.88 && like > wanted - 0.02,
+            "{rung}: {like}, at 16 kHz and 20 ms {wanted}"
+        );
+        let off = level(&got) - level(&said);
+        assert!(off.abs() < 2.0, "{rung}: {off} dB louder");
+    }
+}
+
+#[test]
+fn groups_that_are_no_whole_frames_take_opus() {
+    let engine = Engine::start(wide()).unwrap();
+    let (port, _) = port(&engine);
+    assert_eq!(port.frames(), Frames::new(1920, 16, 30).unwrap());
+    for (ms, count, rung) in [
+        (20, 2, Rung::L2),
+        (20, 1, Rung::L3),
+        (20, 3, Rung::L3),
+        (40, 1, Rung::L2),
+        (60, 1, Rung::L3),
+    ] {
+        let packets = client("talker-a", 2, ms);
+        let groups: Vec<_> = packets.chunks_exact(count).collect();
+        // Where somebody speaks.
+        let group = groups[groups.len() / 2];
+        let coded = encode(&port, 1, Rung::L2, group);
+        assert_eq!(
+            (coded.rung, coded.codec),
+            (rung, rung.codec()),
+            "{count} of {ms} ms"
+        );
+        let restored = decode(&port, payload(&coded, count));
+        assert_eq!(restored.packets.len(), count);
+    }
+    // Payloads that are no whole frames are a stranger's, and nothing against the codec.
+    for (count, len) in [(1, 30), (1, 15), (2, 29), (2, 31), (4, 30)] {
+        let job = Decode {
+            track: 9,
+            id: 5,
+            codec: CodecId::Lyra6,
+            payload: vec![1; len],
+            gain: 0,
+            unit_ms: 20,
+            count,
+            lost: false,
+        };
+        port.try_send(Job::Decode(job)).unwrap();
+        let outcome = super::call::next(&port, std::time::Duration::from_secs(10));
+        assert_eq!(outcome, Outcome::Failed { track: 9, id: 5 }, "{count}");
+    }
+    assert_eq!(engine.rungs(), auralink_proto::ladder::Rungs::ALL);
+}
+
+#[test]
+fn losses_at_40_ms_a_frame_are_concealed_to_the_sample() {
+    let engine = Engine::start(wide()).unwrap();
+    let (port, _) = port(&engine);
+    let packets = client("talker-a", 4, 20);
+    let groups: Vec<_> = packets.chunks_exact(2).collect();
+    for (k, group) in groups.iter().enumerate() {
+        let coded = encode(&port, k as u64, Rung::L2, group);
+        decode(&port, payload(&coded, 2));
+    }
+    let mut levels = Vec::new();
+    for (k, count) in [1, 2, 3, 4, 1, 1].into_iter().enumerate() {
+        let lost = Decode {
+            track: 7,
+            id: k as u64,
+            codec: CodecId::Lyra6,
+            payload: Vec::new(),
+            gain: 0,
+            unit_ms: 20,
+            count,
+            lost: true,
+        };
+        levels.extend(decode(&port, lost).levels);
+    }
+    assert_eq!(levels.len(), 12);
+    assert!(levels[11] > 60, "{levels:?}");
+}
+
+#[test]
+fn a_switch_to_a_codec_of_24_khz_does_not_click() {
+    switch_does_not_click(&wide());
+}
+
+#[test]
+fn its_level_and_its_delay_are_undone() {
+    // Quiet speech is brought up before coding; a gain taken back at the wrong place would be heard as steps.
+    let quiet: Vec<i16> = speech("talker-a", 8)
+        .iter()
+        .flat_map(|x| [(x * 0.05 * 32767.0) as i16; 3])
+        .collect();
+    let packets = crate::testing::packets_of(&quiet, 64_000, 20);
+    let said = heard(&packets);
+    let (coded, restored) = hop_with(wide(), &packets, 2, |_| Rung::L2);
+    assert!(coded.last().unwrap().gain > 10, "{:?}", coded.last());
+    let off = level(&sound(&restored)) - level(&said);
+    assert!(off.abs() < 2.5, "{off} dB louder");
+}
+
+/// What is said of a bundle whose manifest has one of its lines changed.
+fn said_of(folder: &Path, from: &str, to: &str) -> String {
+    let copy = copy_of(folder);
+    let path = copy.path().join("manifest.yaml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(text.contains(from), "{from} is not in {text}");
+    std::fs::write(&path, text.replacen(from, to, 1)).unwrap();
+    verify(copy.path(), &runtime()).unwrap_err().to_string()
+}
+
+#[test]
+fn a_manifest_that_is_wrong_is_told_what_where_and_what_to_do() {
+    let (wide, lyra) = (codes_bundle("lyra2-24k"), lyra_bundle());
+    for (folder, from, to, parts) in [
+        // What is no manifest.
+        (
+            &wide,
+            "kind: \"codec\"",
+            "kind: \"music\"",
+            vec![
+                "manifest.yaml: ",
+                "unknown variant `music`",
+                "docs/models.md",
+            ],
+        ),
+        (
+            &wide,
+            "stages: 60",
+            "stages: many",
+            vec!["manifest.yaml: codes.stages", "line ", "docs/models.md"],
+        ),
+        (
+            &wide,
+            "dtype: i64",
+            "dtype: u8",
+            vec!["encoder.output.dtype", "expected `f32` or `i64`", "line "],
+        ),
+        (
+            &wide,
+            "shape: [batch, 960]",
+            "shape: [many, 960]",
+            vec!["encoder.input.shape", "a size, or the word batch"],
+        ),
+        (
+            &wide,
+            "- {input: resampler_in, ",
+            "- {in: resampler_in, ",
+            vec!["missing field `input`", "line "],
+        ),
+        // What the ladder can't carry.
+        (
+            &wide,
+            "sample_rate: 24000",
+            "sample_rate: 44100",
+            vec![
+                "manifest.yaml: sample_rate is 44100",
+                "16000, 24000 and 48000",
+            ],
+        ),
+        (
+            &wide,
+            "frame: 960",
+            "frame: 700",
+            vec!["frame is 700", "960 of 24000 Hz", "whole number"],
+        ),
+        (&wide, "frame: 960", "frame: 0", vec!["frame is 0"]),
+        (
+            &wide,
+            "delay: 96",
+            "delay: 9600",
+            vec!["delay is 9600", "2400"],
+        ),
+        (&wide, "  L2: 60", "  L2: 61", vec!["L2: 61", "60 of codes"]),
+        (&wide, "  L1: 32", "  L1: 60", vec!["L1: 60", "L2 has more"]),
+        (
+            &wide,
+            "  L1: 32",
+            "  L1: 59",
+            vec!["30 bytes on L1 and 30 on L2"],
+        ),
+        (
+            &wide,
+            "entries: 16",
+            "entries: 1",
+            vec!["codes.entries is 1"],
+        ),
+        (
+            &wide,
+            "entries: 16",
+            "entries: 99999999999",
+            vec!["codes.entries is 99999999999"],
+        ),
+        (
+            &wide,
+            "codes:\n",
+            "codex:\n",
+            vec!["quantizer or codes is missing"],
+        ),
+        (
+            &wide,
+            "decoder:\n",
+            "decodes:\n",
+            vec!["decoder is missing", "kind codec"],
+        ),
+        (
+            &wide,
+            "dtype: i64",
+            "dtype: f32",
+            vec!["encoder.output.dtype is f32; i64 is needed"],
+        ),
+        (
+            &lyra,
+            "kind: residual",
+            "kind: lattice",
+            vec!["quantizer.kind is \"lattice\"", "with codes"],
+        ),
+        (
+            &lyra,
+            "dimension: 64",
+            "dimension: 0",
+            vec!["quantizer.dimension is 0"],
+        ),
+        (
+            &lyra,
+            "quantizer:\n",
+            "codes: {stages: 46, entries: 16}\nquantizer:\n",
+            vec!["exclude each other"],
+        ),
+        // What the files don't bear out.
+        (
+            &lyra,
+            "entries: 16",
+            "entries: 17",
+            vec!["codebooks.f32: ", "46 × 17 × 64"],
+        ),
+        (
+            &lyra,
+            "dimension: 64",
+            "dimension: 32",
+            vec!["codebooks.f32: "],
+        ),
+        (
+            &wide,
+            "name: codes",
+            "name: kodes",
+            vec![
+                "encoder.onnx: the graph has no output kodes",
+                "codes, state_out",
+            ],
+        ),
+        (
+            &wide,
+            "input: state_in,",
+            "input: nothing,",
+            vec!["encoder.onnx: the graph has no input nothing"],
+        ),
+        (
+            &wide,
+            "[batch, 13808]",
+            "[batch, 13807]",
+            vec!["encoder.onnx: input state_in", "13808", "[batch, 13807]"],
+        ),
+        (
+            &wide,
+            "[batch, 13808]",
+            "[13808, batch]",
+            vec!["encoder.onnx: input state_in"],
+        ),
+        (
+            &wide,
+            "[batch, 13808]",
+            "[batch, 99999999]",
+            vec!["encoder.state.shape: a size of 99999999"],
+        ),
+        (
+            &wide,
+            "    - {input: resampler_in, output: resampler_out, shape: [batch, 96]}\n",
+            "",
+            vec![
+                "encoder.onnx: the graph wants an input resampler_in",
+                "state",
+            ],
+        ),
+        (
+            &wide,
+            "stages: 60",
+            "stages: 64",
+            vec!["encoder.output.shape has 60 numbers a stream, codes.stages says 64"],
+        ),
+        (
+            &wide,
+            "frame: 960",
+            "frame: 480",
+            vec!["encoder.input.shape has 960 numbers a stream, frame says 480"],
+        ),
+        (
+            &lyra,
+            "frame: 320",
+            "frame: 160",
+            vec!["encoder.input.shape has 320", "frame says 160"],
+        ),
+        // The graph's codes are 0 to 15.
+        (
+            &wide,
+            "entries: 16",
+            "entries: 8",
+            vec!["a trial of 1 streams on L2 failed", "codes.entries"],
+        ),
+    ] {
+        let said = said_of(folder, from, to);
+        for part in parts {
+            assert!(
+                said.contains(part),
+                "{from} -> {to}: {part:?} is not in {said:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn what_a_bundle_keeps_silent_is_found_by_a_trial() {
+    // A batch that is fixed in the graph is seen at once; a decoder that takes no -1 would be seen by the concealment.
+    let mut codec = codec(&codes_bundle("lyra2-codes"));
+    let mut decoder = codec.decoder().unwrap();
+    let mut batch = [DecodeTask::new(
+        &mut decoder,
+        CodecId::Lyra6,
+        None,
+        7 * FRAME,
+    )];
+    codec.decode(&mut batch);
+    assert!(
+        matches!(batch[0].done, Err(CodecError::Input(_))),
+        "over 120 ms"
+    );
+    assert!(tried_codec(codec).is_ok());
+    // The engine goes on without one that can't be used, and says why.
+    let copy = copy_of(&codes_bundle("lyra2-24k"));
+    let path = copy.path().join("manifest.yaml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replacen("entries: 16", "entries: 8", 1)).unwrap();
+    let engine = Engine::start(EngineConfig {
+        lyra: Some(copy.path().to_owned()),
+        vad: Some(vad_bundle()),
+        ..config()
+    })
+    .unwrap();
+    let status = engine.status();
+    assert_eq!(status.decodable, auralink_proto::ladder::Rungs::OPUS);
+    assert!(
+        status
+            .problems
+            .iter()
+            .any(|p| p.contains("lyra2-24k") && p.contains("codes.entries")),
+        "{status:?}"
+    );
+}
+
+#[test]
+fn verify_says_what_a_codec_costs() {
+    let report = verify(&codes_bundle("lyra2-24k"), &runtime()).unwrap();
+    let said = report.to_string();
+    assert!(
+        said.contains("24000 Hz, frames of 960 samples (40.0 ms); L1 16 bytes a frame, 3.2 kbit/s; L2 30 bytes a frame, 6.0 kbit/s"),
+        "{said}"
+    );
+    assert_eq!(report.timings.len(), 4);
+    assert!(
+        report
+            .timings
+            .iter()
+            .all(|t| t.real_time_factor > 0.0 && t.real_time_factor < 0.7),
+        "{said}"
+    );
+}
