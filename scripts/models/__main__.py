@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
-from . import lyra, runtime, silero
+from . import codes, lyra, runtime, silero
 from .bundle import Broken
 from .tflite_graph import Unsupported
 
@@ -17,6 +18,7 @@ def main(arguments: list[str]) -> int:
     downloads, cache = map(Path, arguments)
     for build, folder in (
         (lyra.build, cache / "models" / lyra.NAME),
+        *((partial(codes.build, name), cache / "models" / name) for name in codes.NAMES),
         (silero.build, cache / "models" / silero.NAME),
         (runtime.build, cache / "onnxruntime"),
     ):

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes what the AIC codecs need beside the binary, in ${XDG_CACHE_HOME:-$HOME/.cache}/auralink:
-#   models/lyra2, models/silero-vad   bundles (docs/models.md)
+#   models/lyra2, models/silero-vad   bundles (docs/models.md); models/lyra2-*: further forms of the first, for tests
 #   onnxruntime/libonnxruntime.so     with its licences
 # A second run checks what is there and takes a fraction of a second.
 #
@@ -31,7 +31,7 @@ downloads=$cache/models-wheels-$(key "$here"/wheels*.txt)
 made=$cache/models/.made
 
 sources_key() {
-  key "$here"/{__init__,__main__,bundle,convert,lyra,quantizer,runtime,silero,tflite_graph,wheels}.py "$here"/*.txt
+  key "$here"/{__init__,__main__,bundle,codes,convert,lyra,quantizer,runtime,silero,tflite_graph,wheels}.py "$here"/*.txt
 }
 
 # complete: whether what is there was made by these sources and is still as it was.
@@ -84,7 +84,7 @@ make_all() {
   PYTHONPATH=$here/.. "$venv/bin/python" -B -m models "$downloads" "$cache"
   {
     sources_key
-    (cd "$cache" && find -L models/lyra2 models/silero-vad onnxruntime -type f | LC_ALL=C sort | xargs -d '\n' sha256sum)
+    (cd "$cache" && find -L models/lyra2 models/lyra2-codes models/lyra2-24k models/silero-vad onnxruntime -type f | LC_ALL=C sort | xargs -d '\n' sha256sum)
   } >"$made.new"
   mv "$made.new" "$made"
 }

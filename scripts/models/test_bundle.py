@@ -15,7 +15,7 @@ import onnxruntime
 import yaml
 
 from . import __main__ as program
-from . import lyra, original, runtime, silero, speech, wheels
+from . import codes, lyra, original, runtime, silero, speech, wheels
 from .bundle import MANIFEST, sha256, write_folder
 
 # What the two ends of a hop must have alike to understand each other. It changes only with the converter or with Lyra.
@@ -24,6 +24,8 @@ LYRA_FILES = {
     "decoder.onnx": "0c0a77d7f4ebff9ae0ddc3ba86d9ab0e176e60ee402d2ec5d33f0e421bba00dc",
     "encoder.onnx": "ebf6066b270c43d263839f330cdc0aabde794bceb5c741056acd8f032349d820",
 }
+
+KINDS = {"f32": np.float32, "i64": np.int64}
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -50,7 +52,7 @@ class Builds(Folder):
             with self.said_on_stderr(lyra.NAME, silero.NAME, "onnxruntime"):
                 self.assertEqual(program.main([str(downloads), str(self.root / name)]), 0)
         self.assertEqual(content(self.root / "one"), content(self.root / "two"))
-        for name in (lyra.NAME, silero.NAME):
+        for name in (lyra.NAME, *codes.NAMES, silero.NAME):
             self.assertEqual(content(self.root / "one" / "models" / name), content(original.place("AURALINK_MODELS") / name))
         for name, digest in LYRA_FILES.items():
             self.assertEqual(sha256((self.root / "one" / "models" / lyra.NAME / name).read_bytes()), digest, name)
@@ -111,7 +113,7 @@ class Manifests(unittest.TestCase):
         return folder, yaml.safe_load((folder / MANIFEST).read_text())
 
     def test_they_list_every_file(self) -> None:
-        for name, kind in ((lyra.NAME, "codec"), (silero.NAME, "vad")):
+        for name, kind in (*((name, "codec") for name in (lyra.NAME, *codes.NAMES)), (silero.NAME, "vad")):
             folder, said = self.manifest(name)
             self.assertEqual((said["format"], said["kind"], said["name"]), (1, kind, name))
             self.assertEqual(said["files"].keys() | {MANIFEST}, content(folder).keys())
@@ -123,7 +125,7 @@ class Manifests(unittest.TestCase):
                 self.assertTrue(isinstance(said[key], str) and said[key], key)
 
     def test_they_describe_the_graphs(self) -> None:
-        for name, graphs in ((lyra.NAME, ("encoder", "decoder")), (silero.NAME, ("model",))):
+        for name, graphs in (*((name, ("encoder", "decoder")) for name in (lyra.NAME, *codes.NAMES)), (silero.NAME, ("model",))):
             folder, said = self.manifest(name)
             for graph in (said[key] for key in graphs):
                 with self.subTest(bundle=name, graph=graph["file"]):
@@ -132,17 +134,19 @@ class Manifests(unittest.TestCase):
     def run_by_manifest(self, folder: Path, said: dict, graph: dict) -> None:
         """Three streams at once through a graph of which only the manifest is known."""
         session = original.session((folder / graph["file"]).read_bytes())
-        sized = {key: [3 if size == "batch" else size for size in graph[key]["shape"]] for key in ("input", "output", "state")}
-        feeds = {
-            graph["input"]["name"]: np.zeros(sized["input"], np.float32),
-            graph["state"]["input"]: np.zeros(sized["state"], np.float32),
-        }
+        states = graph["state"] if isinstance(graph["state"], list) else [graph["state"]]
+
+        def zeros(tensor: dict) -> np.ndarray:
+            return np.zeros([3 if size == "batch" else size for size in tensor["shape"]], KINDS[tensor.get("dtype", "f32")])
+
+        feeds = {graph["input"]["name"]: zeros(graph["input"]), **{state["input"]: zeros(state) for state in states}}
         if "sample_rate_input" in graph:
             feeds[graph["sample_rate_input"]] = np.array(said["sample_rate"], np.int64)
         self.assertEqual({value.name for value in session.get_inputs()}, feeds.keys())
-        output, state = session.run([graph["output"]["name"], graph["state"]["output"]], feeds)
-        self.assertEqual((list(output.shape), list(state.shape)), (sized["output"], sized["state"]))
-        self.assertTrue(np.isfinite(output).all() and np.isfinite(state).all())
+        results = session.run([graph["output"]["name"], *(state["output"] for state in states)], feeds)
+        for result, tensor in zip(results, (graph["output"], *states), strict=True):
+            self.assertEqual((result.dtype, result.shape), (zeros(tensor).dtype, zeros(tensor).shape))
+            self.assertTrue(np.isfinite(result).all())
 
     def test_sizes_fit_each_other(self) -> None:
         folder, said = self.manifest(lyra.NAME)
@@ -153,19 +157,27 @@ class Manifests(unittest.TestCase):
         self.assertEqual(said["encoder"]["output"]["shape"][1], stages["dimension"])
         size = stages["stages"] * stages["entries"] * stages["dimension"] * 4
         self.assertEqual((folder / stages["file"]).stat().st_size, size)
+        for name in codes.NAMES:
+            _, said = self.manifest(name)
+            frame, stages = said["frame"], said["codes"]["stages"]
+            self.assertEqual((said["encoder"]["input"]["shape"], said["decoder"]["output"]["shape"]), (["batch", frame], ["batch", frame]))
+            self.assertEqual(said["encoder"]["output"], said["decoder"]["input"])
+            self.assertEqual((said["encoder"]["output"]["shape"], said["rungs"]["L2"]), (["batch", stages], stages))
         _, said = self.manifest(silero.NAME)
         self.assertEqual(said["model"]["input"]["shape"][1], said["context"] + said["frame"])
 
     def test_changed_files_say_so(self) -> None:
         """Apache-2.0, section 4: the licence goes along, and changed files say that they were changed."""
-        folder, _ = self.manifest(lyra.NAME)
-        self.assertIn("Apache License", (folder / "LICENSE").read_text())
-        notice = (folder / "NOTICE").read_text()
-        for part in (lyra.COPYRIGHT, "MODIFIED", *lyra.ORIGINALS.values()):
-            self.assertIn(part, notice)
-        for file in ("encoder.onnx", "decoder.onnx"):
-            said = original.session((folder / file).read_bytes()).get_modelmeta().custom_metadata_map
-            self.assertEqual((said["copyright"], said["licence"], said["modifications"]), (lyra.COPYRIGHT, lyra.LICENCE, lyra.MODIFICATIONS))
+        for name in (lyra.NAME, *codes.NAMES):
+            folder, said = self.manifest(name)
+            self.assertIn("Apache License", (folder / "LICENSE").read_text())
+            notice = (folder / "NOTICE").read_text()
+            for part in (lyra.COPYRIGHT, "MODIFIED", *lyra.ORIGINALS.values()):
+                self.assertIn(part, notice)
+            for file in ("encoder.onnx", "decoder.onnx"):
+                self.assertIn(file, notice)
+                meta = original.session((folder / file).read_bytes()).get_modelmeta().custom_metadata_map
+                self.assertEqual((meta["copyright"], meta["licence"], meta["modifications"]), (lyra.COPYRIGHT, lyra.LICENCE, said["modifications"]))
 
 
 class Detector(unittest.TestCase):

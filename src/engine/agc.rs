@@ -256,6 +256,34 @@ mod tests {
     }
 
     #[test]
+    fn the_same_sound_at_another_rate_gets_the_same_gains() {
+        // Each sample three times: 48 kHz.
+        let (rate, wide) = (48_000, |pcm: &[f32]| -> Vec<f32> {
+            pcm.iter().flat_map(|x| [*x; 3]).collect()
+        });
+        let mut agc = Agc::default();
+        let (mut undo, mut worst, mut apart) = (Undo::default(), 0.0f32, 0.0f32);
+        let mut gains = Vec::new();
+        for packet in speech("talker-a", 12).chunks_exact(2 * FRAME) {
+            let mut pcm: Vec<f32> = packet.iter().map(|x| x * 0.1).collect();
+            let before = wide(&pcm);
+            let mut again = before.clone();
+            let gain = agc.apply(&mut pcm, true, true);
+            agc.again(&mut again, rate);
+            for (narrow, wide) in pcm.iter().zip(again.as_chunks::<3>().0) {
+                apart = apart.max((narrow - wide[2]).abs());
+            }
+            undo.apply(&mut again, gain, 0, rate);
+            for (a, b) in again.iter().zip(&before) {
+                worst = worst.max((a - b).abs());
+            }
+            gains.push(gain);
+        }
+        assert!(gains.windows(2).any(|w| w[0] != w[1]), "{gains:?}");
+        assert!(apart < 1e-4 && worst < 1e-4, "{apart}, {worst}");
+    }
+
+    #[test]
     fn silence_and_rungs_without_a_level_leave_it_alone() {
         let mut agc = Agc::default();
         let mut silence = vec![0.0; 2 * FRAME];

@@ -379,6 +379,30 @@ mod tests {
     }
 
     #[test]
+    fn other_sample_rates_are_as_good() {
+        for rate in [SAMPLE_RATE, 24_000, 48_000] {
+            let packets = crate::testing::client("talker-a", 5, 20);
+            let mut decoder = Decoder::at(rate, Enhancement::Lace).unwrap();
+            let mut encoder = SpeechEncoder::at(rate, 64_000, 5).unwrap();
+            let mut again = Vec::new();
+            for packet in &packets {
+                let mut pcm = Vec::new();
+                assert_eq!(decoder.decode(packet, &mut pcm).unwrap(), rate / 50);
+                again.push(encoder.encode(&pcm).unwrap());
+            }
+            let mut pcm = Vec::new();
+            decoder.conceal(rate / 50, &mut pcm).unwrap();
+            assert_eq!(pcm.len(), rate / 50);
+            assert!(decoder.conceal(rate / 50 * 7, &mut pcm).is_err(), "140 ms");
+            let said = crate::testing::heard(&packets);
+            let like = crate::testing::likeness(&said, &crate::testing::heard(&again));
+            assert!(like > 0.97, "{rate} Hz: {like}");
+        }
+        assert!(SpeechEncoder::at(44_100, 64_000, 5).is_err());
+        assert!(Decoder::at(44_100, Enhancement::None).is_err());
+    }
+
+    #[test]
     fn lace_is_reached() {
         let pcm = speech("talker-a", 5);
         let (plain, _) = through(Rung::L3, Enhancement::None, 2, &pcm);

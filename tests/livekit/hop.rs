@@ -142,6 +142,40 @@ fn neural_speech_between_python_clients() {
     nothing_lost(&chain);
 }
 
+/// The same with another bundle at both ends, named by a line: integer codes out of the graph, 24 kHz, frames of 40 ms.
+#[test]
+fn neural_speech_over_another_codec() {
+    let trial = Trial::new("neural_speech_over_another_codec", Load::Alone);
+    let room = trial.room("neural");
+    let (chain, anna, ben) = undisturbed(|| {
+        let rules = with_models(&models(), ROOMS);
+        let rules = rules.replacen("engine: {", "engine: { codec: lyra2-24k,", 1);
+        let chain = Chain::start(&trial, rules.clone(), rules);
+        let make = |identity: &str, name: &str| {
+            let url = chain.edge.url();
+            talker(&trial, Kind::Python, &url, &room, identity, name)
+                .seconds(13.0)
+                .spawn(&trial)
+        };
+        let (anna, ben) = (make("anna", "talker-a"), make("ben", "talker-b"));
+        chain.wait_talking(&room, 2);
+        let (anna, ben) = (anna.finish(), ben.finish());
+        let statuses = [chain.edge.status(), chain.origin.status()];
+        ((chain, anna, ben), statuses)
+    });
+    for (ear, peer, name) in [(&anna, "ben", "talker-b"), (&ben, "anna", "talker-a")] {
+        let score = heard_well(&trial, ear, peer, name, GOOD_SPEECH);
+        println!("{name}: {score}");
+    }
+    for sidecar in [&chain.edge, &chain.origin] {
+        mostly_coded(sidecar);
+        let status = sidecar.status();
+        assert!(status.to_string().contains("lyra2-24k"), "{status:#}");
+    }
+    chain.wait_over(&room);
+    nothing_lost(&chain);
+}
+
 /// A browser and a Python client talk, send messages and a picture. One of them may lose its signalling meanwhile.
 fn browser_call(name: &'static str, browser_dual: bool, resume: bool) {
     let trial = Trial::new(name, Load::Alone);

@@ -308,3 +308,57 @@ fn red_gives_back_what_was_lost_and_once_only() {
         .collect();
     assert_eq!((numbers, packer.stats.lost), (vec![5, 6], 1));
 }
+
+#[test]
+fn frames_of_another_bundle_cross_the_hop() {
+    let clock = Clock::new();
+    // 40 ms a frame, 16 and 30 bytes.
+    let frames = Frames::new(1920, 16, 30).unwrap();
+    let mut packer = packer(Rung::L2);
+    packer.set_frames(frames);
+    packer.set_redundancy(Redundancy::Always { distance: 1 });
+    let mut restorer = restorer();
+    restorer.set_frames(frames);
+    let mut jobs = Vec::new();
+    for n in 1..=6u16 {
+        packer.take(clock.at(u64::from(n) * 20), &speech(n), 100);
+        let Some(job) = packer.poll_job() else {
+            continue;
+        };
+        let frame: Vec<u8> = (0..30).map(|byte| byte + n as u8).collect();
+        let encoded = Encoded {
+            payload: frame,
+            ..lyra6(&job)
+        };
+        packer.encoded(clock.at(u64::from(n) * 20), job.id, encoded);
+        for (at, packet) in sent(&mut packer).into_iter().enumerate() {
+            // The second is lost; the third carries its first 16 bytes.
+            if n != 4 {
+                restorer.take(clock.at(u64::from(n) * 20 + 1 + at as u64), 0, &packet, 100);
+            }
+        }
+        while let Some(job) = restorer.poll_job() {
+            restorer.decoded(clock.at(u64::from(n) * 20 + 2), job.id, opus(&job));
+            jobs.push((job.codec, job.payload));
+        }
+    }
+    let frame = |n: u8, len: u8| (0..len).map(|byte| byte + n).collect::<Vec<u8>>();
+    let wanted = [
+        (CodecId::Lyra6, frame(2, 30)),
+        (CodecId::Lyra3, frame(4, 16)),
+        (CodecId::Lyra6, frame(6, 30)),
+    ];
+    assert_eq!(jobs, wanted);
+    assert_eq!(heard(&mut restorer), [1, 2, 3, 4, 5, 6]);
+    // As Lyra's they would be refused: 30 bytes of an original alone are no frame of 20 ms.
+    packer.set_frames(Frames::LYRA);
+    packer.take(clock.at(140), &speech(7), 100);
+    packer.handle_timeout(clock.at(200));
+    let job = packer.poll_job().unwrap();
+    let encoded = Encoded {
+        payload: vec![1; 30],
+        ..lyra6(&job)
+    };
+    packer.encoded(clock.at(200), job.id, encoded);
+    assert_eq!(packer.stats.native(NativeReason::Refused), 1);
+}
