@@ -1,7 +1,7 @@
 //! What the admin side shows of a running sidecar: sessions of the registry joined with the
 //! snapshots of the media workers.
 
-use crate::admin::hop::{EngineStatus, HopStatus};
+use crate::admin::hop::{EngineStatus, HopStatus, RecodeStatus};
 use crate::admin::status::{
     Check, CheckState, LegStatus, PcStatus, Readiness, SessionStatus, Signalling, Status, Totals,
     Traffic, WorkerStatus, client_name, mask,
@@ -14,6 +14,7 @@ use auralink_engine::Engine;
 use auralink_proto::coding::HopStats;
 use auralink_proto::description::Target;
 use auralink_proto::flow::FlowStats;
+use auralink_proto::hop::recode::RecodeStats;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -95,6 +96,8 @@ impl Overview {
                 shedding: pc.shedding,
                 hop_up: hop(&pc.hop[0]),
                 hop_down: hop(&pc.hop[1]),
+                recode_up: recode(&pc.hop[0]),
+                recode_down: recode(&pc.hop[1]),
             });
         }
         let mut sessions: Vec<SessionStatus> = self
@@ -147,6 +150,11 @@ async fn answers(upstream: &Upstream) -> std::io::Result<bool> {
 
 fn hop(hop: &HopSnapshot) -> Option<HopStatus> {
     (hop.streams > 0).then(|| HopStatus::new(hop.rung, hop.streams, &hop.stats))
+}
+
+fn recode(hop: &HopSnapshot) -> Option<RecodeStatus> {
+    let stats = &hop.stats.recode;
+    (*stats != RecodeStats::default()).then(|| RecodeStatus::new(stats))
 }
 
 fn leg(leg: &LegSnapshot, is_client: bool) -> LegStatus {
@@ -209,6 +217,7 @@ fn totals(app: &App, snapshots: &[Arc<Snapshot>]) -> Totals {
     totals.up = up.into();
     totals.down = down.into();
     totals.hop = HopStatus::new(None, streams, &hop);
+    totals.recode = RecodeStatus::new(&hop.recode);
     totals.drops = drops;
     totals
 }

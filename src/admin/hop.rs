@@ -2,12 +2,13 @@
 
 use super::metrics::{
     ENGINE_COMPLETE, ENGINE_JOBS, ENGINE_OPENED, ENGINE_RESTARTS, ENGINE_RUNG, HOP_NATIVE,
-    HOP_ORIGINALS, HOP_PACKETS,
+    HOP_ORIGINALS, HOP_PACKETS, RECODE_PACKETS, RECODE_SAVED,
 };
 use super::status::{Check, CheckState};
 use auralink_engine::Engine;
 use auralink_proto::coding::HopStats;
 use auralink_proto::hop::NativeReason;
+use auralink_proto::hop::recode::{KEPT, RecodeStats};
 use auralink_proto::ladder::{Rung, Rungs};
 use metrics::{counter, gauge};
 use serde::Serialize;
@@ -27,6 +28,31 @@ pub struct HopStatus {
     pub originals: BTreeMap<&'static str, u64>,
     /// Original packets that were not coded, by reason.
     pub native: BTreeMap<&'static str, u64>,
+}
+
+/// Audio that is coded anew without a hop: of one direction of a peer connection, or the sum over all.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct RecodeStatus {
+    /// Audio packets by what became of them: `recoded`, `repeated`, `dropped`, and those that went as they came by reason.
+    pub packets: BTreeMap<&'static str, u64>,
+    /// Bytes that packets became shorter.
+    pub saved_bytes: u64,
+}
+
+impl RecodeStatus {
+    /// From counters.
+    #[must_use]
+    pub fn new(stats: &RecodeStats) -> Self {
+        let whole = [
+            ("recoded", stats.recoded),
+            ("repeated", stats.repeated),
+            ("dropped", stats.dropped),
+        ];
+        Self {
+            packets: KEPT.into_iter().zip(stats.kept).chain(whole).collect(),
+            saved_bytes: stats.saved,
+        }
+    }
 }
 
 impl HopStatus {
@@ -106,6 +132,8 @@ impl EngineStatus {
             jobs: BTreeMap::from([
                 ("encoded", counters.encoded.iter().sum()),
                 ("decoded", counters.decoded),
+                ("recoded", counters.recoded),
+                ("shared", counters.shared),
                 ("refused", counters.refused),
                 ("failed", counters.failed),
                 ("late", counters.late),
@@ -133,7 +161,11 @@ impl EngineStatus {
     }
 }
 
-pub(super) fn publish(hop: &HopStatus, engine: &EngineStatus) {
+pub(super) fn publish(hop: &HopStatus, recode: &RecodeStatus, engine: &EngineStatus) {
+    for (what, n) in &recode.packets {
+        counter!(RECODE_PACKETS.name, "what" => *what).absolute(*n);
+    }
+    counter!(RECODE_SAVED.name).absolute(recode.saved_bytes);
     for (what, n) in &hop.packets {
         counter!(HOP_PACKETS.name, "what" => *what).absolute(*n);
     }

@@ -141,12 +141,16 @@ table! {
         "Audio packets that went over the hop coded.";
     HOP_NATIVE = Kind::Counter, "auralink_hop_native_total", [("reason", "as in /status.json")],
         "Audio packets that went over the hop as they came, by why they were not coded.";
+    RECODE_PACKETS = Kind::Counter, "auralink_recode_packets_total", [("what", "recoded, or as in /status.json")],
+        "Audio packets of streams that are enhanced or coded anew without a hop, by what became of them.";
+    RECODE_SAVED = Kind::Counter, "auralink_recode_saved_bytes_total", [],
+        "Bytes that packets coded anew became shorter.";
     ENGINE_COMPLETE = Kind::Gauge, "auralink_engine_complete", [],
         "1 while every codec that is configured is there and works.";
     ENGINE_RUNG = Kind::Gauge, "auralink_engine_rung_usable", [("rung", "L1 to L6")],
         "1 while the rung can be coded: loaded, and no circuit breaker open.";
     ENGINE_JOBS = Kind::Counter, "auralink_engine_jobs_total",
-        [("what", "encoded, decoded, refused, failed, late, expired, busy, dropped")],
+        [("what", "encoded, decoded, recoded, shared, refused, failed, late, expired, busy, dropped")],
         "Groups of audio packets handed to the codecs, by what became of them; late ones are among encoded and decoded.";
     ENGINE_OPENED = Kind::Counter, "auralink_engine_breaker_opened_total", [("rung", "L1 to L6, all")],
         "Times a circuit breaker opened because codecs failed or were late.";
@@ -234,7 +238,7 @@ pub fn publish(status: &Status) {
         gauge!(LEGS.name, "side" => side, "state" => state).set(n);
     }
 
-    super::hop::publish(&status.totals.hop, &status.engine);
+    super::hop::publish(&status.totals.hop, &status.totals.recode, &status.engine);
 
     let totals = &status.totals;
     for (mode, n) in &totals.sessions {

@@ -4,7 +4,7 @@
 //! No identity, no token and no client's full address is in it: identities are salted hashes,
 //! client addresses are [masked](mask).
 
-use super::hop::{EngineStatus, HopStatus};
+use super::hop::{EngineStatus, HopStatus, RecodeStatus};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -102,6 +102,12 @@ pub struct PcStatus {
     /// To the participant.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hop_down: Option<HopStatus>,
+    /// Audio from the participant that is enhanced, if any is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recode_up: Option<RecodeStatus>,
+    /// Audio to the participant that is coded anew.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recode_down: Option<RecodeStatus>,
 }
 
 /// One leg.
@@ -178,6 +184,8 @@ pub struct Totals {
     pub drops: BTreeMap<&'static str, u64>,
     /// The AIC hops, both directions.
     pub hop: HopStatus,
+    /// Audio that is coded anew without a hop, both directions.
+    pub recode: RecodeStatus,
 }
 
 /// Whether new sessions should be sent here, and why not.

@@ -9,8 +9,9 @@ use super::{
     Admin, Engine, Limits, Loaded, Log, LogFormat, MAX_QUERY, MAX_WORKERS, Media, Metrics,
 };
 use super::{Places, Problem, Problems, Session, Settings, TlsFiles};
+use auralink_proto::ladder::Rung;
 use auralink_proto::policy::{
-    AudioPolicy, Mode, Policy, RedPolicy, Rule, Rules, VideoCodec, VideoPolicy,
+    AudioPolicy, Mode, Policy, RecodeFor, RedPolicy, Rule, Rules, VideoCodec, VideoPolicy,
 };
 #[cfg(test)]
 use std::collections::BTreeSet;
@@ -281,6 +282,15 @@ fn policy(section: &Section<'_>, base: Policy) -> Policy {
         ("keep", RedPolicy::Keep),
         ("off", RedPolicy::Off),
     ];
+    // What a stock subscriber decodes.
+    let recodes = &[
+        ("off", Rung::NATIVE),
+        ("L3", Rung::L3),
+        ("L4", Rung::L4),
+        ("L5", Rung::L5),
+        ("L6", Rung::L6),
+    ];
+    let constrained = &[("all", RecodeFor::All), ("lossy", RecodeFor::Lossy)];
     let audio_policy = AudioPolicy {
         max_bitrate: audio.or(
             "max_bitrate",
@@ -289,6 +299,13 @@ fn policy(section: &Section<'_>, base: Policy) -> Policy {
         ),
         packet_ms: audio.or("packet", packet, base.audio.packet_ms),
         red: audio.or("red", choice(reds, &[]), base.audio.red),
+        enhance: audio.or("enhance", flag, base.audio.enhance),
+        recode: audio.or("recode", choice(recodes, &[]), base.audio.recode),
+        recode_for: audio.or(
+            "recode_for",
+            choice(constrained, &[]),
+            base.audio.recode_for,
+        ),
     };
     audio.done();
 

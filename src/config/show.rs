@@ -3,7 +3,7 @@
 use super::Settings;
 use super::values::show_bitrate;
 use auralink_proto::ladder::Rung;
-use auralink_proto::policy::{Policy, Rule};
+use auralink_proto::policy::{AudioPolicy, Policy, Rule};
 use std::fmt::Write;
 
 /// The effective settings of a room, as YAML with comments. Without an identity and an API key
@@ -60,6 +60,23 @@ fn conditions(rule: &Rule, identity: Option<&str>, api_key: Option<&str>) -> Str
     who
 }
 
+/// What it says beyond the defaults of coding anew.
+fn recoding(audio: &AudioPolicy) -> String {
+    let mut out = String::new();
+    if audio.enhance {
+        out.push_str(", enhance: true");
+    }
+    if audio.recode != Rung::NATIVE {
+        let _ = write!(
+            out,
+            ", recode: {}, recode_for: {}",
+            audio.recode,
+            audio.recode_for.name()
+        );
+    }
+    out
+}
+
 fn show_policy(out: &mut String, policy: &Policy) {
     let Policy {
         mode,
@@ -72,10 +89,11 @@ fn show_policy(out: &mut String, policy: &Policy) {
     let _ = writeln!(out, "mode: {mode}");
     let _ = writeln!(
         out,
-        "audio: {{ max_bitrate: {}, packet: {}ms, red: {} }}",
+        "audio: {{ max_bitrate: {}, packet: {}ms, red: {}{} }}",
         show_bitrate(audio.max_bitrate),
         audio.packet_ms,
-        audio.red.name()
+        audio.red.name(),
+        recoding(audio),
     );
     // What the file would take: off has no rung.
     if policy.rung() != Rung::NATIVE {

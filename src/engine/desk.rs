@@ -1,6 +1,7 @@
 //! What one codec thread does with the jobs that wait for it: the tracks' state, and batches over them.
 
 mod encode;
+mod recode;
 mod restore;
 
 use std::time::{Duration, Instant};
@@ -73,6 +74,7 @@ pub(crate) struct Desk {
     opus: Opus,
     senders: FxHashMap<Key, (Instant, Box<Sender>)>,
     receivers: FxHashMap<Key, (Instant, Box<Receiver>)>,
+    sources: FxHashMap<recode::Name, Box<recode::Source>>,
     swept: Option<Instant>,
 }
 
@@ -88,6 +90,7 @@ impl Desk {
             opus: Opus,
             senders: FxHashMap::default(),
             receivers: FxHashMap::default(),
+            sources: FxHashMap::default(),
             swept: None,
         }
     }
@@ -101,6 +104,9 @@ impl Desk {
         for (_, receiver) in self.receivers.values_mut() {
             receiver.forget_models();
         }
+        for source in self.sources.values_mut() {
+            source.forget_models();
+        }
     }
 
     /// What the neural codec's speech is measured in; Lyra's without one.
@@ -112,7 +118,7 @@ impl Desk {
     /// How many streams it knows.
     #[cfg(test)]
     pub(crate) fn tracks(&self) -> usize {
-        self.senders.len() + self.receivers.len()
+        self.senders.len() + self.receivers.len() + self.sources.len()
     }
 
     /// Does the jobs, those of one track in their order, the first of all tracks together. `allowed` are the rungs that may be used.
@@ -132,10 +138,20 @@ impl Desk {
         while !waiting.is_empty() {
             let mut taken = FxHashSet::default();
             let (mut encode, mut restore, mut later) = (Vec::new(), Vec::new(), Vec::new());
+            let mut recode = Vec::new();
             for (index, key, job) in waiting {
+                // Not batched: those of a track needn't wait for each other.
+                let job = match job {
+                    Job::Recode(job) => {
+                        recode.push((index, key, job));
+                        continue;
+                    }
+                    job => job,
+                };
                 let direction = match &job {
                     Job::Encode(_) => Direction::Encode,
                     Job::Decode(_) => Direction::Decode,
+                    Job::Recode(_) => Direction::Recode,
                     Job::Close { direction, .. } => *direction,
                 };
                 if !taken.insert((key, direction)) {
@@ -145,6 +161,7 @@ impl Desk {
                 match job {
                     Job::Encode(job) => encode.push((index, key, job)),
                     Job::Decode(job) => restore.push((index, key, job)),
+                    Job::Recode(_) => {}
                     Job::Close {
                         direction: Direction::Encode,
                         ..
@@ -157,8 +174,13 @@ impl Desk {
                     } => {
                         self.receivers.remove(&key);
                     }
+                    Job::Close {
+                        direction: Direction::Recode,
+                        ..
+                    } => self.forget_source(key),
                 }
             }
+            self.recode(recode, allowed, now, sink);
             self.encode(encode, allowed, now, sink);
             self.restore(restore, now, sink);
             waiting = later;
@@ -189,6 +211,7 @@ impl Desk {
             .retain(|_, (used, _)| now.saturating_duration_since(*used) < IDLE);
         self.receivers
             .retain(|_, (used, _)| now.saturating_duration_since(*used) < IDLE);
+        self.sources.retain(|_, source| source.is_used(now));
     }
 }
 

@@ -104,6 +104,10 @@ pub struct Counters {
     pub encoded: [u64; 6],
     /// Payloads restored or concealed.
     pub decoded: u64,
+    /// Packets coded anew.
+    pub recoded: u64,
+    /// Packets that another stream of the same source had coded anew already.
+    pub shared: u64,
     /// Groups refused as undecodable, stereo or of a wrong duration.
     pub refused: u64,
     /// Jobs that a codec failed at.
@@ -299,7 +303,7 @@ impl Port {
         if self.shared.ended.load(Ordering::Relaxed) {
             return Err(Busy::Ended);
         }
-        let slot = self.slot(job.track()).ok_or(Busy::Ended)?;
+        let slot = self.slot(&job).ok_or(Busy::Ended)?;
         // A track that ends is told even to a thread that hangs.
         let up = slot.up.load(Ordering::Relaxed) || matches!(job, Job::Close { .. });
         let item = Item {
@@ -339,10 +343,13 @@ impl Port {
         self.shared.frames()
     }
 
-    /// The thread that a track is pinned to.
-    fn slot(&self, track: u64) -> Option<&Slot> {
+    /// The thread that a track, or what it shares with others, is pinned to.
+    fn slot(&self, job: &Job) -> Option<&Slot> {
         let mut hasher = FxHasher::default();
-        (self.port.id, track).hash(&mut hasher);
+        match job.source() {
+            Some(source) => source.hash(&mut hasher),
+            None => (self.port.id, job.track()).hash(&mut hasher),
+        }
         let slots = self.shared.slots.len() as u64;
         // The high bits of this hash are its good ones.
         self.shared

@@ -9,6 +9,8 @@ pub enum Direction {
     Encode,
     /// From a rung back to Opus.
     Decode,
+    /// From Opus to Opus, by itself.
+    Recode,
 }
 
 /// A job. Jobs of one track and direction are done in the order in which they were sent.
@@ -18,11 +20,13 @@ pub enum Job {
     Encode(Encode),
     /// Restore the original packets of a coded payload, or conceal lost ones.
     Decode(Decode),
+    /// Code an Opus packet anew.
+    Recode(Recode),
     /// Forget a track's state. Nothing comes back.
     Close {
         /// The worker's key of the track.
         track: u64,
-        /// Which of its two states.
+        /// Which of its states. What several streams share isn't forgotten by the end of one.
         direction: Direction,
     },
 }
@@ -63,12 +67,32 @@ pub struct Decode {
     pub lost: bool,
 }
 
+/// An Opus packet (RFC 6716) to be coded anew: mono, 20, 40 or 60 ms.
+#[derive(Debug, Clone)]
+pub struct Recode {
+    /// The worker's key of the track; one stream of media.
+    pub track: u64,
+    /// Comes back with the outcome.
+    pub id: u64,
+    /// Of the source: streams that say the same get the same packets for the same ones of theirs, and
+    /// only the first that asks costs anything. None: the track is the source's only stream.
+    pub key: Option<u128>,
+    /// The rung, L3 or better; none: decoded with LACE and coded at the local rate.
+    pub rung: Option<Rung>,
+    /// The packet.
+    pub payload: Vec<u8>,
+    /// How many packets of the stream were lost right before it.
+    pub lost_before: u16,
+}
+
 /// What became of a job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// Of [`Encode`].
     Encoded(Encoded),
-    /// Of [`Encode`]: the group has to go as it came.
+    /// Of [`Recode`].
+    Recoded(Recoded),
+    /// Of [`Encode`] and [`Recode`]: the group has to go as it came.
     Refused {
         /// The job's.
         track: u64,
@@ -109,6 +133,19 @@ pub struct Encoded {
     pub voice: bool,
 }
 
+/// A packet coded anew.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recoded {
+    /// The job's.
+    pub track: u64,
+    /// The job's.
+    pub id: u64,
+    /// One Opus packet of the same duration.
+    pub payload: Vec<u8>,
+    /// It was coded for another stream of the same source before.
+    pub shared: bool,
+}
+
 /// Restored originals.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decoded {
@@ -135,6 +172,8 @@ pub enum Refusal {
     Duration,
     /// The codec failed, and no other could stand in.
     Failed,
+    /// Other streams of the source are past it already.
+    Stale,
 }
 
 impl Refusal {
@@ -146,6 +185,7 @@ impl Refusal {
             Self::Stereo => "stereo",
             Self::Duration => "duration",
             Self::Failed => "failed",
+            Self::Stale => "stale",
         }
     }
 }
@@ -168,7 +208,16 @@ impl Job {
         match self {
             Self::Encode(job) => job.track,
             Self::Decode(job) => job.track,
+            Self::Recode(job) => job.track,
             Self::Close { track, .. } => *track,
+        }
+    }
+
+    /// The source that several tracks may share, which keeps them on one thread.
+    pub(crate) const fn source(&self) -> Option<u128> {
+        match self {
+            Self::Recode(job) => job.key,
+            _ => None,
         }
     }
 }
@@ -180,6 +229,7 @@ impl Outcome {
         match self {
             Self::Encoded(e) => (e.track, e.id),
             Self::Decoded(d) => (d.track, d.id),
+            Self::Recoded(r) => (r.track, r.id),
             Self::Refused { track, id, .. } | Self::Failed { track, id } => (*track, *id),
         }
     }

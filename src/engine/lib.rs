@@ -30,5 +30,7 @@ mod verify;
 
 pub use breaker::Settings as BreakerSettings;
 pub use engine::{Counters, Engine, EngineConfig, Port, StartError, Status};
-pub use job::{Busy, Decode, Decoded, Direction, Encode, Encoded, Job, Outcome, Refusal};
+pub use job::{
+    Busy, Decode, Decoded, Direction, Encode, Encoded, Job, Outcome, Recode, Recoded, Refusal,
+};
 pub use verify::{Report, Timing, VerifyError, verify};

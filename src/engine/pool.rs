@@ -87,6 +87,8 @@ pub(crate) struct Report {
 pub(crate) struct Counts {
     encoded: [AtomicU64; 6],
     decoded: AtomicU64,
+    recoded: AtomicU64,
+    shared: AtomicU64,
     refused: AtomicU64,
     failed: AtomicU64,
     late: AtomicU64,
@@ -177,6 +179,8 @@ impl Shared {
         Counters {
             encoded: c.encoded.each_ref().map(get),
             decoded: get(&c.decoded),
+            recoded: get(&c.recoded),
+            shared: get(&c.shared),
             refused: get(&c.refused),
             failed: get(&c.failed),
             late: get(&c.late),
@@ -306,6 +310,11 @@ impl<'a> Outbox<'a> {
                         id: job.id,
                         reason: Refusal::Failed,
                     }),
+                    Job::Recode(job) => Some(Outcome::Refused {
+                        track: job.track,
+                        id: job.id,
+                        reason: Refusal::Failed,
+                    }),
                     Job::Decode(job) => Some(Outcome::Failed {
                         track: job.track,
                         id: job.id,
@@ -368,6 +377,8 @@ impl Sink for Outbox<'_> {
                 }
             }
             Outcome::Decoded(_) => count(&counters.decoded),
+            Outcome::Recoded(recoded) if recoded.shared => count(&counters.shared),
+            Outcome::Recoded(_) => count(&counters.recoded),
             Outcome::Refused {
                 reason: Refusal::Failed,
                 ..

@@ -52,8 +52,13 @@ pub(crate) struct Sender {
 
 impl Sender {
     pub(crate) fn new() -> Result<Self, CodecError> {
+        Self::hearing(Enhancement::None)
+    }
+
+    /// With a decoder of the originals that enhances what it decodes, or not.
+    pub(crate) fn hearing(enhancement: Enhancement) -> Result<Self, CodecError> {
         Ok(Self {
-            decoder: Decoder::new(Enhancement::None)?,
+            decoder: Decoder::new(enhancement)?,
             wide: None,
             gate: Gate::default(),
             agc: Agc::default(),

@@ -4,12 +4,18 @@
 //! A stream that was packed once stays framed as long as its leg lives, native if need be: its
 //! sequence numbers are the hop's own from then on, and an SRTP index must not be used twice.
 
+mod recode;
+mod stats;
+
+pub use stats::HopStats;
+
 use crate::description::{PackRule, RestoreRule, TrackRule};
 use crate::flow::find;
+use crate::hop::recode::{Passed, RecodeJob, Recoder};
 use crate::hop::report::{self, Report};
 use crate::hop::{
-    DecodeJob, Decoded, EncodeJob, Encoded, NativeReason, PackTiming, Packer, PackerConfig,
-    Redundancy, Refusal, RestoreTiming, Restorer, RestorerConfig,
+    DecodeJob, Decoded, EncodeJob, Encoded, PackTiming, Packer, PackerConfig, Redundancy, Refusal,
+    RestoreTiming, Restorer, RestorerConfig,
 };
 use crate::ladder::{Frames, Rung, Rungs};
 use crate::packet::RtpHeader;
@@ -63,6 +69,8 @@ pub enum Job {
     Encode(Track, EncodeJob),
     /// Restore a group.
     Decode(Track, DecodeJob),
+    /// Code a packet anew.
+    Recode(Track, RecodeJob),
     /// The stream is over.
     Close(Track),
 }
@@ -72,8 +80,10 @@ pub enum Job {
 pub enum Outcome {
     /// To [`Job::Encode`], by its id.
     Encoded(Track, u64, Encoded),
-    /// To [`Job::Encode`], by its id.
+    /// To [`Job::Encode`] and [`Job::Recode`], by its id.
     Refused(Track, u64, Refusal),
+    /// To [`Job::Recode`], by its id: an Opus packet.
+    Recoded(Track, u64, Vec<u8>),
     /// To [`Job::Decode`], by its id.
     Decoded(Track, u64, Decoded),
     /// To [`Job::Decode`], by its id.
@@ -87,6 +97,7 @@ impl Outcome {
         match self {
             Self::Encoded(track, ..)
             | Self::Refused(track, ..)
+            | Self::Recoded(track, ..)
             | Self::Decoded(track, ..)
             | Self::Failed(track, _) => *track,
         }
@@ -102,6 +113,8 @@ pub enum Taken {
     Original,
     /// It is framed and will be restored.
     Framed,
+    /// It comes out again, coded anew or as it is.
+    Recoded,
 }
 
 /// A packet that [`Coding::poll_packet`] gave.
@@ -114,57 +127,8 @@ pub enum Coded {
     },
     /// A restored one.
     Restored,
-}
-
-/// Counters of the hop, over streams.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct HopStats {
-    /// Framed packets sent.
-    pub framed_sent: u64,
-    /// Those that carried a copy of an earlier one.
-    pub copies_sent: u64,
-    /// Originals that went coded.
-    pub coded: u64,
-    /// Originals that went as they came, by [`NativeReason`].
-    pub natives: [u64; NativeReason::ALL.len()],
-    /// Groups that went native because the engine was late.
-    pub missed: u64,
-    /// Framed packets that came.
-    pub framed_received: u64,
-    /// Framed packets that were lost, and of which no copy came either.
-    pub lost: u64,
-    /// Framed packets that were lost and made good by a copy.
-    pub copied: u64,
-    /// Originals restored from coded payloads, concealed ones included.
-    pub restored: u64,
-    /// Originals made up.
-    pub concealed: u64,
-    /// Originals lost for good.
-    pub gaps: u64,
-    /// Decodings that failed or came too late.
-    pub undecoded: u64,
-    /// Dropped: framed packets that can't be read.
-    pub unreadable: u64,
-}
-
-impl std::ops::AddAssign for HopStats {
-    fn add_assign(&mut self, other: Self) {
-        self.framed_sent += other.framed_sent;
-        self.copies_sent += other.copies_sent;
-        self.coded += other.coded;
-        for (sum, native) in self.natives.iter_mut().zip(other.natives) {
-            *sum += native;
-        }
-        self.missed += other.missed;
-        self.framed_received += other.framed_received;
-        self.lost += other.lost;
-        self.copied += other.copied;
-        self.restored += other.restored;
-        self.concealed += other.concealed;
-        self.gaps += other.gaps;
-        self.undecoded += other.undecoded;
-        self.unreadable += other.unreadable;
-    }
+    /// One that was offered, perhaps with another payload.
+    Passed(Passed),
 }
 
 #[derive(Debug)]
@@ -183,6 +147,7 @@ struct Stream {
     /// What signalling says that the receiver decodes.
     negotiated: Rungs,
     restorer: Option<Restorer>,
+    recoder: Option<Recoder>,
     /// The peer's last report.
     reported: Option<Report>,
 }
@@ -240,7 +205,9 @@ impl Coding {
 
     /// Takes new rules; streams that are framed already stay so.
     pub fn set_rules(&mut self, now: Instant, rules: &[TrackRule], mid_ext_id: Option<u8>) {
-        let coded = |rule: &&TrackRule| rule.pack.is_some() || rule.restore.is_some();
+        let coded = |rule: &&TrackRule| {
+            rule.pack.is_some() || rule.restore.is_some() || rule.recode.is_some()
+        };
         let rules: Vec<TrackRule> = rules.iter().filter(coded).cloned().collect();
         if self.rules == rules && self.mid_ext_id == mid_ext_id {
             return;
@@ -253,8 +220,10 @@ impl Coding {
             let rules = self.rules.iter();
             let Some(rule) = rules.clone().find(by_ssrc).or(rules.clone().find(by_mid)) else {
                 stream.wanted = Rung::NATIVE;
+                recode::set_rule(&mut stream.recoder, None);
                 continue;
             };
+            recode::set_rule(&mut stream.recoder, Some(rule));
             stream.wanted = rule.pack.map_or(Rung::NATIVE, |pack| pack.rung);
             if let (Some(packer), Some(pack)) = (&mut stream.packer, rule.pack) {
                 stream.negotiated = pack.rungs;
@@ -277,6 +246,7 @@ impl Coding {
                 restorer.set_frames(engine.frames);
                 restorer.set_rungs(now, engine.decodes);
             }
+            recode::set_engine(&mut stream.recoder, engine);
         }
     }
 
@@ -325,7 +295,12 @@ impl Coding {
             stream.packer = Some(packer);
         }
         let Some(packer) = &mut stream.packer else {
-            return Taken::Not;
+            let (instant, engine) = (now.instant, self.engine);
+            if !recode::take(stream, rule, engine, instant, packet, wire_len) {
+                return Taken::Not;
+            }
+            self.settle(now, index);
+            return Taken::Recoded;
         };
         packer.take(now.instant, packet, wire_len);
         self.settle(now, index);
@@ -352,6 +327,7 @@ impl Coding {
             wanted: Rung::NATIVE,
             negotiated: Rungs::NONE,
             restorer: None,
+            recoder: None,
             reported: None,
         };
         let index = if self.streams.len() < self.most {
@@ -411,6 +387,14 @@ impl Coding {
             }
             self.reports.extend(restorer.poll_report(now.instant));
         }
+        while let Some(job) = stream.recoder.as_mut().and_then(Recoder::poll_job) {
+            let cost = u64::from(job.unit_ms);
+            if spend(&mut stream.budget, &mut stream.refilled, now.instant, cost) {
+                self.jobs.push_back(Job::Recode(track, job));
+            } else if let Some(recoder) = &mut stream.recoder {
+                recoder.refused(now.instant, job.id, Refusal::Busy);
+            }
+        }
         if let Some(packer) = &mut stream.packer {
             while let Some(job) = packer.poll_job() {
                 let cost = 20 * job.packets.len() as u64;
@@ -433,6 +417,10 @@ impl Coding {
         };
         let Some(stream) = self.streams.get_mut(index) else {
             return;
+        };
+        let outcome = match recode::outcome(stream, now.instant, outcome) {
+            Some(outcome) => outcome,
+            None => return self.settle(now, index),
         };
         match (outcome, &mut stream.packer, &mut stream.restorer) {
             (Outcome::Encoded(_, id, encoded), Some(packer), _) => {
@@ -476,6 +464,11 @@ impl Coding {
     pub fn poll_packet(&mut self, now: Now, out: &mut Vec<u8>) -> Option<Coded> {
         while let Some(index) = self.touched.front() {
             let ready = self.streams.get_mut(*index).and_then(|stream| {
+                // Before anything is framed: these are older.
+                let passed = stream.recoder.as_mut().and_then(|r| r.poll_packet(out));
+                if let Some(passed) = passed {
+                    return Some(Coded::Passed(passed));
+                }
                 match (&mut stream.packer, &mut stream.restorer) {
                     (Some(packer), _) => {
                         let sent = packer.poll_packet(now.ntp, out)?;
@@ -517,6 +510,9 @@ impl Coding {
             }
             if let Some(packer) = &mut stream.packer {
                 packer.handle_timeout(now.instant);
+            }
+            if let Some(recoder) = &mut stream.recoder {
+                recoder.handle_timeout(now.instant);
             }
             self.settle(now, index);
         }
@@ -578,40 +574,11 @@ fn spend(budget: &mut Duration, refilled: &mut Instant, now: Instant, cost: u64)
     }
 }
 
-impl Stream {
-    fn stats(&self) -> HopStats {
-        let mut sum = HopStats::default();
-        if let Some(Packer { stats, .. }) = &self.packer {
-            sum += HopStats {
-                framed_sent: stats.framed,
-                copies_sent: stats.copies,
-                coded: stats.coded,
-                natives: stats.natives,
-                missed: stats.missed,
-                ..HopStats::default()
-            };
-        }
-        if let Some(Restorer { stats, .. }) = &self.restorer {
-            sum += HopStats {
-                framed_received: stats.framed,
-                lost: stats.lost,
-                copied: stats.copied,
-                restored: stats.restored,
-                concealed: stats.concealed,
-                gaps: stats.gaps,
-                undecoded: stats.missed + stats.failed,
-                unreadable: stats.unreadable,
-                ..HopStats::default()
-            };
-        }
-        sum
-    }
-}
-
 fn due(stream: &Stream) -> Option<Instant> {
     let packer = stream.packer.as_ref().and_then(Packer::poll_timeout);
     let restorer = stream.restorer.as_ref().and_then(Restorer::poll_timeout);
-    packer.into_iter().chain(restorer).min()
+    let recoder = stream.recoder.as_ref().and_then(Recoder::poll_timeout);
+    packer.into_iter().chain(restorer).chain(recoder).min()
 }
 
 fn packer(rule: &TrackRule, pack: PackRule, opus_pt: u8, first_sequence: u16) -> Packer {

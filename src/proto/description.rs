@@ -95,6 +95,19 @@ pub struct TrackRule {
     pub pack: Option<PackRule>,
     /// Framed packets of the sending peer are restored.
     pub restore: Option<RestoreRule>,
+    /// Each packet is coded anew by itself; only where it is neither packed nor restored.
+    pub recode: Option<RecodeRule>,
+}
+
+/// How packets are coded anew without a hop ([`crate::hop::recode`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RecodeRule {
+    /// The rung; none: enhanced (LACE) and coded at the engine's local rate.
+    pub rung: Option<Rung>,
+    /// Names the source of the speech, so that all its receivers share the work; none: it has no other.
+    pub key: Option<u128>,
+    /// Only while the receiver reports loss.
+    pub lossy_only: bool,
 }
 
 /// How a stream is packed (docs/protocol.md).

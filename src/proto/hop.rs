@@ -9,6 +9,7 @@
 mod header;
 mod original;
 mod pack;
+pub mod recode;
 mod redundancy;
 pub mod report;
 mod restore;

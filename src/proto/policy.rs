@@ -74,6 +74,27 @@ impl RedPolicy {
     }
 }
 
+/// Which subscribers get speech coded anew at a lower rate ([`AudioPolicy::recode`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum RecodeFor {
+    /// Every one that the rule is for.
+    All,
+    /// Those whose own receiver reports tell of 2 % loss or more, until 30 s have gone by without.
+    #[default]
+    Lossy,
+}
+
+impl RecodeFor {
+    /// As configuration spells it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::All => "all",
+            Self::Lossy => "lossy",
+        }
+    }
+}
+
 /// Limits for speech tracks. Stereo and music tracks are never touched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct AudioPolicy {
@@ -84,6 +105,13 @@ pub struct AudioPolicy {
     pub packet_ms: u16,
     /// What happens to RED.
     pub red: RedPolicy,
+    /// Speech that a steered publisher sent at a low rate is enhanced and handed to LiveKit at the
+    /// engine's local rate.
+    pub enhance: bool,
+    /// Speech goes to constrained subscribers on this rung, L3 to L6, as ordinary Opus; native: as LiveKit sends it.
+    pub recode: Rung,
+    /// Who is constrained.
+    pub recode_for: RecodeFor,
 }
 
 impl Default for AudioPolicy {
@@ -92,6 +120,9 @@ impl Default for AudioPolicy {
             max_bitrate: 12_000,
             packet_ms: 40,
             red: RedPolicy::Auto,
+            enhance: false,
+            recode: Rung::NATIVE,
+            recode_for: RecodeFor::Lossy,
         }
     }
 }

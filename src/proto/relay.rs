@@ -4,6 +4,8 @@
 //! RTP and RTCP headers stay as they are, so SR, RR, NACK, PLI, TWCC and REMB work end to end
 //! between SFU and client; only a track's rule changes its packets ([`crate::flow`]).
 
+mod early;
+
 use crate::coding::{Coded, Coding, EngineRungs, Job, MAX_DOWN, MAX_UP, Outcome, Taken};
 use crate::description::{PcDescription, Target};
 use crate::dtls::Identity;
@@ -12,6 +14,7 @@ use crate::hop::report;
 use crate::leg::{CloseReason, Leg, LegEvent, LegState, Received};
 use crate::packet::report_blocks;
 use crate::stun::Path;
+use early::Early;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -59,28 +62,6 @@ const DOWN: u64 = 1 << (TRACK_BITS - 1);
 #[must_use]
 pub fn relay_of_track(track: u64) -> u64 {
     track >> TRACK_BITS
-}
-
-/// What was heard before the other leg was ready: bounded, because the second leg follows the
-/// first within a few round trips. A key frame or an SCTP INIT lost here would cost a second.
-const MAX_EARLY_PACKETS: usize = 256;
-const MAX_EARLY_BYTES: usize = 256 * 1024;
-
-#[derive(Debug, Default)]
-struct Early {
-    packets: VecDeque<(Received, Vec<u8>)>,
-    bytes: usize,
-}
-
-impl Early {
-    fn push(&mut self, what: Received, bytes: &[u8]) -> bool {
-        if self.packets.len() >= MAX_EARLY_PACKETS || self.bytes + bytes.len() > MAX_EARLY_BYTES {
-            return false;
-        }
-        self.bytes += bytes.len();
-        self.packets.push_back((what, bytes.to_vec()));
-        true
-    }
 }
 
 /// Buffers that every packet passes through; one set per worker, so that our own code allocates
@@ -343,6 +324,11 @@ impl Relay {
         if reported.wants_reports() {
             report_blocks(&scratch.plain, |ssrc, lost| reported.report(ssrc, lost));
         }
+        if back.wants_loss() {
+            report_blocks(&scratch.plain, |ssrc, lost| {
+                back.loss(now.instant, ssrc, lost)
+            });
+        }
     }
 
     /// Sends what the coding of the direction that comes from `side` has ready.
@@ -362,10 +348,14 @@ impl Relay {
             ),
         };
         while let Some(coded) = coding.poll_packet(now, &mut scratch.plain) {
-            if coded == Coded::Restored {
-                let len = scratch.plain.len();
-                flow.apply(&mut scratch.plain, len, now.ntp);
-            }
+            let Applied { saved, added } = match coded {
+                Coded::Framed { .. } => Applied { saved: 0, added: 0 },
+                Coded::Restored => {
+                    let len = scratch.plain.len();
+                    flow.apply(&mut scratch.plain, len, now.ntp)
+                }
+                Coded::Passed(passed) => flow.apply(&mut scratch.plain, passed.wire_len, now.ntp),
+            };
             let Some(path) = to.protect_rtp(&scratch.plain, &mut scratch.protected) else {
                 flow.stats.dropped_unsent += 1;
                 continue;
@@ -379,6 +369,15 @@ impl Relay {
                     flow.stats.native_bytes += native_bytes;
                 }
                 Coded::Restored => flow.stats.native_bytes += bytes,
+                // The books are kept on the client's wire, as for what isn't coded.
+                Coded::Passed(passed) if side == Side::Client => {
+                    flow.stats.bytes += passed.wire_len as u64;
+                    flow.stats.native_bytes += passed.wire_len as u64 + saved;
+                }
+                Coded::Passed(passed) => {
+                    flow.stats.bytes += bytes;
+                    flow.stats.native_bytes += bytes + saved + passed.saved as u64 - added;
+                }
             }
         }
         if coding.poll_report(&mut scratch.plain)

@@ -234,6 +234,7 @@ impl Session {
         if !self.sheds {
             for rule in up.iter_mut().chain(&mut down) {
                 rule.shed_red = None;
+                rule.recode = None;
                 // The stream stays framed: an SRTP index must not be used twice.
                 if let Some(pack) = &mut rule.pack {
                     pack.rung = Rung::NATIVE;

@@ -2,11 +2,12 @@
 //! its media goes by.
 
 use crate::aic::EXTENSION_URI;
-use crate::description::{MediaKind, PackRule, RestoreRule, TrackRule};
+use crate::description::{MediaKind, PackRule, RecodeRule, RestoreRule, TrackRule};
 use crate::ladder::Rung;
-use crate::policy::{Mode, Policy, RedPolicy};
+use crate::policy::{Mode, Policy, RecodeFor, RedPolicy};
 use crate::sdp::{AicLine, Media, MediaSteer};
 use crate::signal::{AddTrack, SOURCE_SCREEN_SHARE, SOURCE_SCREEN_SHARE_AUDIO, Track};
+use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 
 /// What the default publisher sends a second of speech, headers included: Opus 48 kbit/s and RED,
@@ -202,7 +203,9 @@ pub(crate) fn up_rules(
                 && tracks.own_of(offered).is_some_and(|track| {
                     !track.stereo && !track.encrypted && track.source != SOURCE_SCREEN_SHARE_AUDIO
                 });
-            let rule = TrackRule {
+            // Where AuraLink follows, the next hop is the dear one, and enhancing is for the last.
+            let enhanced = hop.policy.audio.enhance && speech && !answerer_takes_aic;
+            let mut rule = TrackRule {
                 ssrcs: offered.ssrcs.clone(),
                 mid: offered.mid.clone(),
                 kind: offered.kind,
@@ -220,11 +223,19 @@ pub(crate) fn up_rules(
                 restore: hop.restore(offered, Some(answered)),
                 ..TrackRule::default()
             };
+            if enhanced && steer.is_some() && rule.pack.is_none() && rule.restore.is_none() {
+                rule.recode = Some(RecodeRule {
+                    rung: None,
+                    key: None,
+                    lossy_only: false,
+                });
+            }
             let does_something = rule.wrap_red.is_some()
                 || rule.aic_id.is_some()
                 || rule.default_bytes_per_second > 0
                 || rule.pack.is_some()
-                || rule.restore.is_some();
+                || rule.restore.is_some()
+                || rule.recode.is_some();
             does_something.then_some(rule)
         })
         .collect()
@@ -258,7 +269,7 @@ pub(crate) fn down_rules(
             }) && !opus_says(media, "sprop-stereo");
             let sheds = speech && policy.mode == Mode::Lean && policy.audio.red != RedPolicy::Keep;
             let answered = client.iter().find(|client| client.mid == media.mid);
-            let rule = TrackRule {
+            let mut rule = TrackRule {
                 ssrcs: media.ssrcs.clone(),
                 mid: media.mid.clone(),
                 kind: media.kind,
@@ -273,13 +284,31 @@ pub(crate) fn down_rules(
                 restore: hop.restore(media, None),
                 ..TrackRule::default()
             };
+            let audio = &policy.audio;
+            let recodes = speech && audio.recode != Rung::NATIVE;
+            if recodes && rule.pack.is_none() && rule.restore.is_none() {
+                rule.recode = Some(RecodeRule {
+                    rung: Some(audio.recode),
+                    key: sid.map(|sid| source_key(sid)),
+                    lossy_only: audio.recode_for == RecodeFor::Lossy,
+                });
+            }
             let does_something = rule.shed_red.is_some()
                 || rule.aic_id.is_some()
                 || rule.pack.is_some()
-                || rule.restore.is_some();
+                || rule.restore.is_some()
+                || rule.recode.is_some();
             does_something.then_some(rule)
         })
         .collect()
+}
+
+/// What all subscribers of a track have in common: its sid, which LiveKit draws at random.
+fn source_key(sid: &str) -> u128 {
+    let digest: [u8; 32] = Sha256::digest(sid.as_bytes()).into();
+    let mut key = [0; 16];
+    key.copy_from_slice(&digest[..16]);
+    u128::from_be_bytes(key)
 }
 
 /// Id of the AIC hint in an m-section; 8 bits are all that a header has.

@@ -50,8 +50,23 @@ pub(super) fn jobs(pc: &mut Pc, port: &Port, scratch: &mut Scratch, out: &mut Ou
                 }),
                 Some(Outcome::Failed(track, job.id)),
             ),
+            Job::Recode(track, job) => (
+                engine::Job::Recode(engine::Recode {
+                    track,
+                    id: job.id,
+                    key: job.key,
+                    rung: job.rung,
+                    payload: job.payload,
+                    lost_before: job.lost_before,
+                }),
+                Some(Outcome::Refused(track, job.id, Refusal::Busy)),
+            ),
             Job::Close(track) => {
-                for direction in [engine::Direction::Encode, engine::Direction::Decode] {
+                for direction in [
+                    engine::Direction::Encode,
+                    engine::Direction::Decode,
+                    engine::Direction::Recode,
+                ] {
                     // A queue that is full drops it; the engine forgets idle tracks itself.
                     let _ = port.try_send(engine::Job::Close { track, direction });
                 }
@@ -120,9 +135,11 @@ fn translate(outcome: engine::Outcome) -> Outcome {
                 engine::Refusal::Stereo => Refusal::Stereo,
                 engine::Refusal::Duration => Refusal::Duration,
                 engine::Refusal::Failed => Refusal::Failed,
+                engine::Refusal::Stale => Refusal::Stale,
             };
             Outcome::Refused(track, id, refusal)
         }
+        engine::Outcome::Recoded(done) => Outcome::Recoded(done.track, done.id, done.payload),
         engine::Outcome::Decoded(done) => Outcome::Decoded(
             done.track,
             done.id,

@@ -95,6 +95,8 @@ pub enum Refusal {
     Failed,
     /// Its queue is full.
     Busy,
+    /// Others who share the work are past it already ([`crate::hop::recode`]).
+    Stale,
 }
 
 /// Why an original went as it came.
