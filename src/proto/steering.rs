@@ -203,7 +203,7 @@ pub(crate) fn up_rules(
                 && tracks.own_of(offered).is_some_and(|track| {
                     !track.stereo && !track.encrypted && track.source != SOURCE_SCREEN_SHARE_AUDIO
                 });
-            // Where AuraLink follows, the next hop is the dear one, and enhancing is for the last.
+            // Where AuraLink follows, its hop is the dear one.
             let enhanced = hop.policy.audio.enhance && speech && !answerer_takes_aic;
             let mut rule = TrackRule {
                 ssrcs: offered.ssrcs.clone(),

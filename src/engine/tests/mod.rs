@@ -4,3 +4,4 @@ mod call;
 mod codecs;
 pub(crate) use call::group;
 mod faults;
+mod recode;

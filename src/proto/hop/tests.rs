@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)]
 
 mod pack;
+mod recode;
 mod restore;
 mod spec;
 

@@ -194,3 +194,56 @@ fn a_room_switched_off_goes_native_and_stays_framed() {
     let pack = edge.rules(true).find_map(|rule| rule.pack).unwrap();
     assert_eq!(pack.rung, Rung::NATIVE);
 }
+
+/// A lean room in which speech is enhanced on its way up and coded anew on its way down.
+fn recoding() -> Policy {
+    let mut policy = Policy {
+        mode: Mode::Lean,
+        ..Policy::default()
+    };
+    policy.audio.enhance = true;
+    policy.audio.recode = Rung::L4;
+    policy
+}
+
+#[test]
+fn a_sidecar_alone_enhances_what_it_steers_and_codes_what_others_say_anew() {
+    for name in ["python-single", "node-single", "python-dual"] {
+        let (alone, _, _) = call(name, recoding(), Policy::default());
+        let down: Vec<_> = alone.rules(false).collect();
+        assert!(!down.is_empty(), "{name}");
+        for rule in down {
+            let recode = rule.recode.unwrap();
+            assert_eq!((recode.rung, recode.lossy_only), (Some(Rung::L4), true));
+            assert!(recode.key.is_some(), "{name}: the track has no sid");
+            assert!(rule.opus_pts.0.is_some(), "{name}");
+        }
+        let up: Vec<_> = alone.rules(true).collect();
+        let steered = up.iter().filter(|rule| rule.default_bytes_per_second > 0);
+        let enhanced = up.iter().filter_map(|rule| rule.recode);
+        assert_eq!(steered.count(), enhanced.clone().count(), "{name}");
+        for recode in enhanced {
+            assert_eq!((recode.rung, recode.key), (None, None), "{name}");
+        }
+    }
+    let (off, _, _) = call(
+        "python-single",
+        Policy {
+            mode: Mode::Off,
+            ..recoding()
+        },
+        Policy::default(),
+    );
+    let all = off.rules(true).chain(off.rules(false));
+    assert_eq!(all.filter(|rule| rule.recode.is_some()).count(), 0);
+}
+
+#[test]
+fn where_there_is_a_hop_nothing_else_is_coded() {
+    let (edge, origin, _) = call("python-single", recoding(), recoding());
+    for sidecar in [&edge, &origin] {
+        let all = sidecar.rules(true).chain(sidecar.rules(false));
+        assert_eq!(all.filter(|rule| rule.recode.is_some()).count(), 0);
+    }
+    assert!(origin.rules(false).any(|rule| rule.pack.is_some()));
+}

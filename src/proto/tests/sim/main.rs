@@ -22,4 +22,5 @@ mod hop;
 mod hostile;
 mod ice;
 mod media;
+mod recode;
 mod session;

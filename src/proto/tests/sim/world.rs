@@ -7,6 +7,7 @@ use crate::sdp::{
     self, CLIENT_AUDIO_SSRC, CLIENT_CID, CLIENT_VIDEO_SSRC, Content, Described, OTHER_SID,
     SERVER_AUDIO_SSRC, SERVER_VIDEO_SSRC,
 };
+use auralink_proto::coding::{EngineRungs, Job, Outcome};
 use auralink_proto::description::{HostCandidate, PcDescription, Target};
 use auralink_proto::dtls::Identity;
 use auralink_proto::leg::LegState;
@@ -403,7 +404,7 @@ impl World {
         let relay = self.relay.get_or_insert_with(|| {
             Relay::new(
                 1,
-                auralink_proto::coding::EngineRungs::NONE,
+                EngineRungs::NONE,
                 now.instant,
                 &IDENTITY,
                 consent,
@@ -413,6 +414,24 @@ impl World {
         });
         let mut out = Out::default();
         relay.describe(now, description, &mut self.scratch, &mut out);
+        self.after_relay(out);
+    }
+
+    /// Lets the codecs be able to do this, and answers each job that waits.
+    pub(crate) fn codecs(
+        &mut self,
+        able: EngineRungs,
+        mut answer: impl FnMut(Job) -> Option<Outcome>,
+    ) {
+        let now = self.clock();
+        let mut out = Out::default();
+        let relay = self.relay.as_mut().expect("a relay");
+        relay.set_engine(now.instant, able);
+        while let Some(job) = relay.poll_job() {
+            if let Some(outcome) = answer(job) {
+                relay.outcome(now, outcome, &mut self.scratch, &mut out);
+            }
+        }
         self.after_relay(out);
     }
 
