@@ -23,6 +23,7 @@ mod hop_faults;
 mod http;
 mod lean;
 mod network;
+mod recode;
 mod reconnect;
 mod reload;
 mod servers;

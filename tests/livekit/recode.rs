@@ -1,0 +1,189 @@
+//! One sidecar alone that codes speech anew: enhanced on its way to the server, at a low rate on its way to subscribers.
+
+use crate::chain::{heard_well, talker};
+use crate::client::{Client, Kind, Report};
+use crate::harness::{Load, Trial, number, wait_for};
+use crate::servers::{Options, Stack};
+use crate::wire::{Flow, Wire, kbps};
+use serde_json::Value;
+use std::time::Duration;
+
+/// Lean rooms with and without enhancement; in rooms `ears-*` subscribers `ear-*` are constrained and publishers stay alone.
+/// No models: libopus is all that this needs.
+const RULES: &str = r#"
+engine: { threads: 2 }
+rooms:
+  - { match: "lean-*", mode: lean }
+  - { match: "enhance-*", mode: lean, audio: { enhance: true } }
+  - { match: "ears-*", identities: "ear-*", mode: lean, audio: { recode: L4, recode_for: all } }
+"#;
+
+fn stack(trial: &Trial) -> Stack {
+    Stack::own(
+        trial,
+        Options {
+            rules: RULES.to_owned(),
+            ..Options::default()
+        },
+    )
+}
+
+/// kbps of UDP between this participant and these ports: to them and from them.
+fn wire(flows: &[Flow], ports: &[u16], report: &Report) -> (f64, f64) {
+    let own = report.local_ports();
+    let to = |f: &Flow| f.udp && own.contains(&f.src) && ports.contains(&f.dst);
+    let from = |f: &Flow| f.udp && own.contains(&f.dst) && ports.contains(&f.src);
+    (kbps(flows, to), kbps(flows, from))
+}
+
+fn recode(status: &Value, what: &str) -> f64 {
+    number(status, &format!("/totals/recode/packets/{what}"))
+}
+
+fn jobs(status: &Value, what: &str) -> f64 {
+    number(status, &format!("/engine/jobs/{what}"))
+}
+
+/// Whether the codecs had no CPU to spare.
+fn disturbed(status: &Value) -> bool {
+    let late = recode(status, "missed") + recode(status, "resting") + recode(status, "off");
+    late > 0.1 * recode(status, "recoded")
+}
+
+/// A publisher behind the sidecar, and one who hears it from the server itself: kbps up, kbps to the listener, ViSQOL.
+fn heard_at_the_server(trial: &Trial, stack: &Stack, room: &str, name: &str) -> (f64, f64, f64) {
+    let sidecar = &stack.sidecar;
+    let ann = format!("{room}-ann");
+    let ann = talker(trial, Kind::Python, &sidecar.url(), room, &ann, name).seconds(18.0);
+    let ben = Client::new(
+        Kind::Python,
+        &stack.livekit.url(),
+        room,
+        &format!("{room}-ben"),
+    )
+    .with("--record", trial.dir.display())
+    .seconds(18.0);
+    let (ann, ben) = (ann.spawn(trial), ben.spawn(trial));
+    wait_for("the publisher", Duration::from_secs(60), || {
+        (sidecar.sessions_in(room) == 1).then_some(())
+    });
+    std::thread::sleep(Duration::from_secs(4));
+    let ports = [sidecar.udp_ports(), vec![stack.livekit.udp_port]].concat();
+    let flows = Wire::count(trial, &format!("wire-{room}"), 8.0, &ports).flows();
+    let (ann, ben) = (ann.finish(), ben.finish());
+    let score = heard_well(trial, &ben, &ann.client.identity, name, 3.3);
+    sidecar.wait_empty(room, Duration::from_secs(30));
+    (
+        wire(&flows, &sidecar.udp_ports(), &ann).0,
+        wire(&flows, &[stack.livekit.udp_port], &ben).1,
+        number(&score, "/visqol"),
+    )
+}
+
+#[test]
+fn steered_speech_reaches_the_server_enhanced() {
+    let trial = Trial::new("steered_speech_reaches_the_server_enhanced", Load::Alone);
+    let stack = stack(&trial);
+    let room = |mode: &str, n: usize| format!("{}-{n}", trial.room(mode));
+    let plain = heard_at_the_server(&trial, &stack, &room("lean", 0), "talker-a");
+    assert_eq!(recode(&stack.sidecar.status(), "recoded"), 0.0);
+    let enhanced = (1..4)
+        .map(|n| heard_at_the_server(&trial, &stack, &room("enhance", n), "talker-a"))
+        .find(|_| !disturbed(&stack.sidecar.status()))
+        .expect("three calls, and the machine was too busy for the codecs in all of them");
+    println!(
+        "up, to the listener, ViSQOL: lean {:.1} kbps, {:.1} kbps, {:.2}; enhanced {:.1} kbps, {:.1} kbps, {:.2}",
+        plain.0, plain.1, plain.2, enhanced.0, enhanced.1, enhanced.2
+    );
+    for (up, ..) in [plain, enhanced] {
+        assert!(
+            (15.0..32.0).contains(&up),
+            "{up:.1} kbps up: the publisher isn't steered"
+        );
+    }
+    assert!(plain.1 < 35.0, "{:.1} kbps from the server", plain.1);
+    // 64 kbit/s and the headers of 25 packets a second.
+    assert!(
+        (55.0..95.0).contains(&enhanced.1),
+        "{:.1} kbps from the server: not the local rate",
+        enhanced.1
+    );
+    let status = stack.sidecar.status();
+    assert!(
+        recode(&status, "recoded") > 200.0,
+        "{:#}",
+        status["totals"]["recode"]
+    );
+    assert_eq!(jobs(&status, "shared"), 0.0, "nobody shares an uplink");
+    assert_eq!(stack.sidecar.complaints(), Vec::<String>::new());
+}
+
+#[test]
+fn subscribers_share_what_is_coded_for_them() {
+    let trial = Trial::new("subscribers_share_what_is_coded_for_them", Load::Alone);
+    let stack = stack(&trial);
+    let sidecar = &stack.sidecar;
+    let call = |n: usize| {
+        let room = format!("{}-{n}", trial.room("ears"));
+        let before = sidecar.status();
+        let url = sidecar.url();
+        let make = |kind, who: &str| {
+            let client = Client::new(kind, &url, &room, &format!("{who}-{n}"));
+            client.with("--wait-peers", 3).seconds(16.0)
+        };
+        let wav = crate::chain::speech("talker-a");
+        let ann = make(Kind::Python, "ann").wav(&wav).spawn(&trial);
+        // Both ways of LiveKit's to name a track: with one peer connection and with two.
+        let ears = [
+            make(Kind::Python, "ear-one").with("--record", trial.dir.display()),
+            make(Kind::Go, "ear-two"),
+            make(Kind::Python, "free").with("--record", trial.dir.display()),
+        ];
+        let ears = ears.map(|ear| ear.spawn(&trial));
+        wait_for("all participants", Duration::from_secs(60), || {
+            (sidecar.sessions_in(&room) >= 4).then_some(())
+        });
+        std::thread::sleep(Duration::from_secs(5));
+        let flows = Wire::count(&trial, &format!("wire-{n}"), 6.0, &sidecar.udp_ports()).flows();
+        let (ann, ears) = (ann.finish(), ears.map(crate::client::Running::finish));
+        sidecar.wait_empty(&room, Duration::from_secs(30));
+        (before, flows, ann, ears)
+    };
+    let (before, flows, ann, [one, two, free]) = (0..3)
+        .map(call)
+        .find(|_| !disturbed(&sidecar.status()))
+        .expect("three calls, and the machine was too busy for the codecs in all of them");
+    let down = |report| wire(&flows, &sidecar.udp_ports(), report).1;
+    let (up, _) = wire(&flows, &sidecar.udp_ports(), &ann);
+    let rates = [down(&one), down(&two), down(&free)];
+    println!(
+        "up {up:.1} kbps; down {:.1} and {:.1}, and {:.1} as it came",
+        rates[0], rates[1], rates[2]
+    );
+    assert!(up > 90.0, "the publisher was steered: {up:.1} kbps");
+    assert!(
+        rates[2] > 60.0,
+        "who isn't constrained gets less: {rates:?}"
+    );
+    for rate in &rates[..2] {
+        // Opus 12 kbit/s in 50 packets a second, and RTCP.
+        assert!((20.0..45.0).contains(rate), "{rates:?}");
+    }
+    let status = sidecar.status();
+    let since = |what| jobs(&status, what) - jobs(&before, what);
+    let (made, shared) = (since("recoded"), since("shared"));
+    println!(
+        "{made} packets coded, {shared} taken from those: {:#}",
+        status["totals"]["recode"]
+    );
+    assert!(made > 300.0, "{:#}", status["engine"]);
+    assert!(
+        (0.9 * made..=1.02 * made).contains(&shared),
+        "two subscribers on two workers don't share: {made} made, {shared} shared"
+    );
+    heard_well(&trial, &one, &ann.client.identity, "talker-a", 3.2);
+    heard_well(&trial, &free, &ann.client.identity, "talker-a", 3.3);
+    let heard = two.audio_from(&ann.client.identity);
+    assert!(number(heard, "/rms") > 0.01, "{heard}");
+    assert_eq!(sidecar.complaints(), Vec::<String>::new());
+}
