@@ -7,6 +7,7 @@ use crate::config::Live;
 use crate::fault::{Fault, What};
 use crate::media::{self, Media, MediaEvent, SessionId};
 use auralink_proto::description::Target;
+use auralink_proto::ladder::Rung;
 use auralink_proto::policy::{Mode, Policy};
 use auralink_proto::relay::Side;
 use auralink_proto::session::{Env, Session, SessionConfig};
@@ -170,14 +171,18 @@ impl App {
         cell.policy.mode != Mode::Off && now.mode == Mode::Off
     }
 
-    /// Whether a participant's own speech has been coded, a second ago at the latest.
-    fn is_coded(&self, session: SessionId) -> bool {
+    /// What a participant's own speech went through, a second ago at the latest: the rung of a hop, or enhancement.
+    fn disclosure(&self, session: SessionId, rung: Rung) -> Option<String> {
         let snapshots = self.media.snapshots();
-        let mut pcs = snapshots.iter().flat_map(|snapshot| &snapshot.pcs);
-        pcs.any(|pc| {
-            let [up, _] = &pc.hop;
-            pc.session == session && up.stats.coded + up.stats.restored > 0
-        })
+        let pcs = snapshots.iter().flat_map(|snapshot| &snapshot.pcs);
+        let mut ups = pcs
+            .filter(|pc| pc.session == session)
+            .map(|pc| pc.hop[0].stats);
+        if ups.clone().any(|up| up.coded + up.restored > 0) {
+            return Some(rung.to_string());
+        }
+        ups.any(|up| up.recode.recoded > 0)
+            .then(|| "enhanced".to_owned())
     }
 
     fn identity_hash(&self, identity: &str) -> String {

@@ -52,7 +52,7 @@ struct Entry<'a> {
     /// The cheapest rung in use at the beginning.
     #[serde(skip_serializing_if = "Option::is_none")]
     rung: Option<String>,
-    /// Bundles by name, with the SHA-256 of their manifests.
+    /// Bundles by name, with the SHA-256 of their manifests; LACE with the libopus that holds it.
     models: &'a BTreeMap<String, String>,
     /// With `end`: audio packets that were coded and restored.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -134,10 +134,13 @@ impl Audit {
             };
             for pc in snapshots.iter().flat_map(|s| s.pcs.clone()) {
                 for (direction, hop) in ["from", "to"].into_iter().zip(pc.hop) {
-                    let packets = hop.stats.coded + hop.stats.restored;
+                    let recoded = hop.stats.recode.recoded;
+                    let packets = hop.stats.coded + hop.stats.restored + recoded;
                     if packets > 0 {
-                        let (sum, rung) = now.entry((pc.session, direction)).or_insert((0, None));
+                        let entry = now.entry((pc.session, direction));
+                        let (sum, rung, enhanced) = entry.or_insert((0, None, false));
                         *sum += packets;
+                        *enhanced |= direction == "from" && recoded > 0;
                         *rung = hop.rung.or(*rung);
                     }
                 }
@@ -163,7 +166,7 @@ impl Audit {
                     media_stored: false,
                 });
             }
-            for ((session, direction), (packets, rung)) in now {
+            for ((session, direction), (packets, rung, enhanced)) in now {
                 if let Some(known) = running.get_mut(&(session, direction)) {
                     known.packets = packets;
                     continue;
@@ -178,7 +181,10 @@ impl Audit {
                     participant: cell.identity().to_owned(),
                     direction,
                 };
-                let models = engine.status().bundles.into_iter().collect();
+                let mut models: BTreeMap<_, _> = engine.status().bundles.into_iter().collect();
+                if enhanced {
+                    models.insert("lace".to_owned(), auralink_engine::libopus().to_owned());
+                }
                 self.write(&Entry {
                     time: unix_time(),
                     event: "begin",

@@ -190,9 +190,10 @@ impl SignalSession for Signal {
     fn extra_frame(&mut self) -> Option<Verdict> {
         let cell = &self.cell;
         let mut inner = cell.lock();
-        if !cell.policy.disclose || inner.disclosed || !self.app.is_coded(cell.id) {
+        if !cell.policy.disclose || inner.disclosed {
             return None;
         }
+        let what = self.app.disclosure(cell.id, cell.policy.rung())?;
         inner.disclosed = true;
         if !cell.claims.can_update_own_metadata {
             tracing::warn!(
@@ -201,7 +202,7 @@ impl SignalSession for Signal {
             );
             return None;
         }
-        let attributes = [(DISCLOSED, &*cell.policy.rung().to_string())];
+        let attributes = [(DISCLOSED, &*what)];
         Some(if inner.session.facts().json {
             Verdict::Text(proto::update_attributes_json(&attributes))
         } else {

@@ -33,4 +33,5 @@ pub use engine::{Counters, Engine, EngineConfig, Port, StartError, Status};
 pub use job::{
     Busy, Decode, Decoded, Direction, Encode, Encoded, Job, Outcome, Recode, Recoded, Refusal,
 };
+pub use opus::libopus;
 pub use verify::{Report, Timing, VerifyError, verify};

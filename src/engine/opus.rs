@@ -14,6 +14,12 @@ const LONGEST_MS: usize = 120;
 /// Larger than any packet of 60 ms that our settings give.
 const LARGEST: usize = 1500;
 
+/// The library's name and version; LACE's weights are in it.
+#[must_use]
+pub fn libopus() -> &'static str {
+    opusic_c::version()
+}
+
 impl From<ErrorCode> for CodecError {
     fn from(error: ErrorCode) -> Self {
         match error {

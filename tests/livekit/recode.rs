@@ -15,6 +15,8 @@ engine: { threads: 2 }
 rooms:
   - { match: "lean-*", mode: lean }
   - { match: "enhance-*", mode: lean, audio: { enhance: true } }
+  - { match: "low-lean-*", mode: lean, audio: { max_bitrate: 9k } }
+  - { match: "low-enhance-*", mode: lean, audio: { max_bitrate: 9k, enhance: true } }
   - { match: "ears-*", identities: "ear-*", mode: lean, audio: { recode: L4, recode_for: all } }
 "#;
 
@@ -50,8 +52,31 @@ fn disturbed(status: &Value) -> bool {
     late > 0.1 * recode(status, "recoded")
 }
 
-/// A publisher behind the sidecar, and one who hears it from the server itself: kbps up, kbps to the listener, ViSQOL.
-fn heard_at_the_server(trial: &Trial, stack: &Stack, room: &str, name: &str) -> (f64, f64, f64) {
+/// kbps from the publisher and to the listener, and how it sounded there.
+struct Heard {
+    up: f64,
+    down: f64,
+    visqol: f64,
+    pesq: f64,
+}
+
+impl std::fmt::Display for Heard {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            up,
+            down,
+            visqol,
+            pesq,
+        } = self;
+        write!(
+            f,
+            "up {up:.1} kbps, from the server {down:.1}, ViSQOL {visqol:.2}, PESQ {pesq:.2}"
+        )
+    }
+}
+
+/// A publisher behind the sidecar, and one who hears it from the server itself.
+fn heard_at_the_server(trial: &Trial, stack: &Stack, room: &str, name: &str) -> Heard {
     let sidecar = &stack.sidecar;
     let ann = format!("{room}-ann");
     let ann = talker(trial, Kind::Python, &sidecar.url(), room, &ann, name).seconds(18.0);
@@ -71,13 +96,14 @@ fn heard_at_the_server(trial: &Trial, stack: &Stack, room: &str, name: &str) -> 
     let ports = [sidecar.udp_ports(), vec![stack.livekit.udp_port]].concat();
     let flows = Wire::count(trial, &format!("wire-{room}"), 8.0, &ports).flows();
     let (ann, ben) = (ann.finish(), ben.finish());
-    let score = heard_well(trial, &ben, &ann.client.identity, name, 3.3);
+    let score = heard_well(trial, &ben, &ann.client.identity, name, 3.0);
     sidecar.wait_empty(room, Duration::from_secs(30));
-    (
-        wire(&flows, &sidecar.udp_ports(), &ann).0,
-        wire(&flows, &[stack.livekit.udp_port], &ben).1,
-        number(&score, "/visqol"),
-    )
+    Heard {
+        up: wire(&flows, &sidecar.udp_ports(), &ann).0,
+        down: wire(&flows, &[stack.livekit.udp_port], &ben).1,
+        visqol: number(&score, "/visqol"),
+        pesq: number(&score, "/pesq_wb"),
+    }
 }
 
 #[test]
@@ -91,22 +117,21 @@ fn steered_speech_reaches_the_server_enhanced() {
         .map(|n| heard_at_the_server(&trial, &stack, &room("enhance", n), "talker-a"))
         .find(|_| !disturbed(&stack.sidecar.status()))
         .expect("three calls, and the machine was too busy for the codecs in all of them");
-    println!(
-        "up, to the listener, ViSQOL: lean {:.1} kbps, {:.1} kbps, {:.2}; enhanced {:.1} kbps, {:.1} kbps, {:.2}",
-        plain.0, plain.1, plain.2, enhanced.0, enhanced.1, enhanced.2
-    );
-    for (up, ..) in [plain, enhanced] {
+    println!("lean: {plain}; enhanced: {enhanced}");
+    for up in [plain.up, enhanced.up] {
         assert!(
             (15.0..32.0).contains(&up),
             "{up:.1} kbps up: the publisher isn't steered"
         );
     }
-    assert!(plain.1 < 35.0, "{:.1} kbps from the server", plain.1);
+    // Neither has to be better than the other (docs/benchmarks.md), but nothing may be broken.
+    assert!(enhanced.visqol > plain.visqol - 0.4);
+    assert!(plain.down < 35.0, "{:.1} kbps from the server", plain.down);
     // 64 kbit/s and the headers of 25 packets a second.
     assert!(
-        (55.0..95.0).contains(&enhanced.1),
+        (55.0..95.0).contains(&enhanced.down),
         "{:.1} kbps from the server: not the local rate",
-        enhanced.1
+        enhanced.down
     );
     let status = stack.sidecar.status();
     assert!(
@@ -116,6 +141,22 @@ fn steered_speech_reaches_the_server_enhanced() {
     );
     assert_eq!(jobs(&status, "shared"), 0.0, "nobody shares an uplink");
     assert_eq!(stack.sidecar.complaints(), Vec::<String>::new());
+}
+
+/// The figures of docs/benchmarks.md: three minutes.
+#[test]
+#[ignore = "a measurement, for docs/benchmarks.md"]
+fn what_enhancement_is_worth() {
+    let trial = Trial::new("what_enhancement_is_worth", Load::Alone);
+    let stack = stack(&trial);
+    for name in ["talker-a", "talker-b"] {
+        for mode in ["lean", "enhance", "low-lean", "low-enhance"] {
+            let room = format!("{}-{name}", trial.room(mode));
+            let heard = heard_at_the_server(&trial, &stack, &room, name);
+            println!("{name} {mode}: {heard}");
+        }
+    }
+    println!("{:#}", stack.sidecar.status()["totals"]["recode"]);
 }
 
 #[test]
