@@ -30,7 +30,7 @@ pub(crate) struct Kit {
 const IDLE: Duration = Duration::from_secs(120);
 /// Look for idle tracks so often.
 const SWEEP: Duration = Duration::from_secs(10);
-/// Streams of one thread. A stream's state is up to 130 kB, so these are half a gigabyte; CPU ends long before.
+/// Streams of one thread. A stream's state is up to 130 kB with Lyra, so these are half a gigabyte; CPU ends long before.
 const MOST_TRACKS: usize = 4096;
 
 /// Whose job it is: a port's track in one direction.

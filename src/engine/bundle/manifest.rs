@@ -12,6 +12,8 @@ use serde::{Deserialize, Deserializer};
 const FORMAT: u32 = 1;
 /// Sample rates at which libopus takes and gives speech no narrower than the ladder's.
 const SAMPLE_RATES: [usize; 3] = [16_000, 24_000, 48_000];
+/// The detector's sample rate.
+const VAD_RATE: usize = 16_000;
 /// Ticks a second by which frames of every rate are whole.
 const TICKS: usize = 48_000;
 /// A frame of L2 in bytes: 255 of 20 ms are 102 kbit/s, more than what comes in.
@@ -298,10 +300,25 @@ impl Written {
                 codec.check(self.sample_rate)?;
                 Kind::Codec(Box::new(codec))
             }
-            WrittenKind::Vad => Kind::Vad {
-                model: self.model.ok_or_else(|| missing("model", "vad"))?,
-                context: self.context.ok_or_else(|| missing("context", "vad"))?,
-            },
+            WrittenKind::Vad => {
+                let context = self.context.ok_or_else(|| missing("context", "vad"))?;
+                if context > self.frame {
+                    return Err(format!(
+                        "context is {context} samples; a frame's {} are the most",
+                        self.frame
+                    ));
+                }
+                if self.sample_rate != VAD_RATE || !(1..=VAD_RATE).contains(&self.frame) {
+                    return Err(format!(
+                        "sample_rate is {}, frame {}; a detector takes {VAD_RATE} Hz and up to a second of it",
+                        self.sample_rate, self.frame
+                    ));
+                }
+                Kind::Vad {
+                    model: self.model.ok_or_else(|| missing("model", "vad"))?,
+                    context,
+                }
+            }
         };
         Ok(Manifest {
             name: self.name,

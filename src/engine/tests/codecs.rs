@@ -240,6 +240,7 @@ fn said_of(folder: &Path, from: &str, to: &str) -> String {
 #[test]
 fn a_manifest_that_is_wrong_is_told_what_where_and_what_to_do() {
     let (wide, lyra) = (codes_bundle("lyra2-24k"), lyra_bundle());
+    let vad = vad_bundle();
     for (folder, from, to, parts) in [
         // What is no manifest.
         (
@@ -427,6 +428,26 @@ fn a_manifest_that_is_wrong_is_told_what_where_and_what_to_do() {
             "frame: 320",
             "frame: 160",
             vec!["encoder.input.shape has 320", "frame says 160"],
+        ),
+        // Another kind.
+        (
+            &vad,
+            "context: 64",
+            "context: 18446744073709551615",
+            vec!["context is 18446744073709551615", "512 are the most"],
+        ),
+        (
+            &vad,
+            "sample_rate: 16000",
+            "sample_rate: 18446744073709551615",
+            vec!["16000 Hz"],
+        ),
+        (&vad, "frame: 512", "frame: 256", vec!["windows of 256"]),
+        (
+            &vad,
+            "context:",
+            "contest:",
+            vec!["context is missing", "kind vad"],
         ),
         // The graph's codes are 0 to 15.
         (
