@@ -49,6 +49,12 @@ fn rtp(script: &mut Script<'_>, payload_type: u8, last: &mut (u16, u32)) -> Opti
 fn run(data: &[u8]) -> Option<()> {
     let mut script = Script(data);
     let flags = script.byte()?;
+    // Lyra's frames, or those of another bundle.
+    let frames = if flags & 128 != 0 {
+        Frames::new(1920, 16, 30).expect("frames")
+    } else {
+        Frames::LYRA
+    };
     let start = Instant::now();
     let mut ms = 0u64;
     let mut packer = Packer::new(PackerConfig {
@@ -69,6 +75,7 @@ fn run(data: &[u8]) -> Option<()> {
         timing: PackTiming::default(),
     });
     packer.set_rung(Rung::L2);
+    packer.set_frames(frames);
     let mut restorer = Restorer::new(RestorerConfig {
         opus_pt: 111,
         red_pt: (flags & 32 != 0).then_some(63),
@@ -77,6 +84,7 @@ fn run(data: &[u8]) -> Option<()> {
         rungs: Rungs::ALL,
         timing: RestoreTiming::default(),
     });
+    restorer.set_frames(frames);
     let (mut original, mut framed) = ((9, 9), (u16::MAX - 3, 9));
     let mut out = Vec::new();
     loop {
@@ -93,11 +101,11 @@ fn run(data: &[u8]) -> Option<()> {
             4 | 5 => {
                 let packet = rtp(&mut script, 35, &mut framed)?;
                 if let Some(header) = RtpHeader::parse(&packet)
-                    && let Ok(payload) = Payload::parse(header.payload(&packet), Frames::LYRA)
+                    && let Ok(payload) = Payload::parse(header.payload(&packet), frames)
                 {
                     let mut again = Vec::new();
                     let copy = payload.redundant.as_ref();
-                    payload.part.write(copy, Frames::LYRA, &mut again).expect("it was read");
+                    payload.part.write(copy, frames, &mut again).expect("it was read");
                 }
                 restorer.take(now, 0, &packet, packet.len());
             }
@@ -149,7 +157,7 @@ fn run(data: &[u8]) -> Option<()> {
                 let mut at = 0u32;
                 while packer.poll_packet(0, &mut out).is_some() {
                     let header = RtpHeader::parse(&out).expect("a packet");
-                    Payload::parse(header.payload(&out), Frames::LYRA).expect("a payload of ours");
+                    Payload::parse(header.payload(&out), frames).expect("a payload of ours");
                     if keep >> (at % 8) & 1 != 0 {
                         restorer.take(now, 0, &out, out.len());
                     }

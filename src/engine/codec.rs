@@ -46,12 +46,6 @@ impl Format {
     pub const fn samples(&self, ms: usize) -> usize {
         self.sample_rate * ms / 1000
     }
-
-    /// Whether `ms` milliseconds are a whole number of frames.
-    #[must_use]
-    pub const fn is_whole(&self, ms: usize) -> bool {
-        self.samples(ms).is_multiple_of(self.frame)
-    }
 }
 
 /// One stream's part of a batch to encode.
