@@ -246,6 +246,10 @@ impl App {
             media: &self.media,
             bound: &mut inner.sockets,
         };
+        // A bundle may have been replaced while the call runs.
+        inner
+            .session
+            .set_engine(self.media.rungs(), self.media.models());
         let result = f(&mut inner.session, &mut env)?;
         self.tell_media(cell, inner);
         Ok(result)

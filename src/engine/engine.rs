@@ -13,7 +13,7 @@ use rustc_hash::FxHasher;
 
 use crate::breaker::Settings as BreakerSettings;
 use crate::job::{Busy, Job, Outcome};
-use crate::pool::{Command, Item, PortShared, Shared, Slot, Watcher, count, lock};
+use crate::pool::{Command, Item, PortShared, Shared, Slot, Watcher, count, lock, models_of};
 use crate::source::{Folders, Source};
 
 /// How an engine is set up.
@@ -218,6 +218,12 @@ impl Engine {
         self.shared.decodable()
     }
 
+    /// The bundle of the neural rungs as peers are told of it: the first 32 bits of its SHA-256. It may not be in use yet.
+    #[must_use]
+    pub fn models(&self) -> Option<u32> {
+        models_of(lock(&self.shared.report).codec.as_deref())
+    }
+
     /// How it is, in words.
     #[must_use]
     pub fn status(&self) -> Status {
@@ -329,6 +335,12 @@ impl Port {
     #[must_use]
     pub fn rungs(&self) -> Rungs {
         self.shared.encodable()
+    }
+
+    /// The models that every thread codes with now, as [`Engine::models`] names them; none while they are being replaced.
+    #[must_use]
+    pub fn models(&self) -> Option<u32> {
+        self.shared.models()
     }
 
     /// As [`Engine::decodable`].

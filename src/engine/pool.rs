@@ -14,7 +14,7 @@ use crate::desk::{Desk, Done, Key, Kit, Sink};
 use crate::engine::{Counters, EngineConfig};
 use crate::job::{Job, Outcome, Refusal};
 
-pub(crate) use watcher::{Command, Watcher};
+pub(crate) use watcher::{Command, Watcher, models_of};
 
 /// A job so many deadlines old isn't worth doing.
 const EXPIRED: u32 = 4;
@@ -56,6 +56,9 @@ pub(crate) struct Shared {
     pub(crate) slots: Vec<Slot>,
     /// Rungs that may be encoded, and above them those that can be decoded.
     rungs: AtomicU32,
+    /// The first 32 bits of the SHA-256 of the neural bundle that every thread runs, above them 1; 0: none, or it is
+    /// being replaced.
+    models: AtomicU64,
     /// Encodable as far as models go, and decodable, the same way.
     loaded: AtomicU32,
     /// [`Frames::to_bits`] of the codec that was loaded last.
@@ -144,6 +147,7 @@ impl Shared {
             start: now,
             slots,
             rungs: AtomicU32::new(pair(Rungs::NONE, Rungs::OPUS)),
+            models: AtomicU64::new(0),
             loaded: AtomicU32::new(pair(Rungs::OPUS, Rungs::OPUS)),
             frames: AtomicU32::new(Frames::LYRA.to_bits()),
             breakers: Mutex::new(Breakers::new(config.breaker, now)),
@@ -164,6 +168,16 @@ impl Shared {
 
     pub(crate) fn frames(&self) -> Frames {
         Frames::from_bits(self.frames.load(Ordering::Relaxed)).unwrap_or(Frames::LYRA)
+    }
+
+    pub(crate) fn models(&self) -> Option<u32> {
+        let models = self.models.load(Ordering::Acquire);
+        (models >> 32 == 1).then_some(models as u32)
+    }
+
+    fn set_models(&self, models: Option<u32>) {
+        let models = models.map_or(0, |models| 1 << 32 | u64::from(models));
+        self.models.store(models, Ordering::Release);
     }
 
     pub(crate) fn threads_up(&self) -> usize {

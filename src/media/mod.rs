@@ -272,8 +272,7 @@ impl Media {
     /// Models of the neural rungs, as signalling names them: the first 32 bits of the bundle's SHA-256.
     #[must_use]
     pub fn models(&self) -> Option<u32> {
-        let sha256 = self.engine.status().codec?;
-        u32::from_str_radix(sha256.get(..8)?, 16).ok()
+        self.engine.models()
     }
 
     /// The worker with the fewest peer connections.

@@ -144,12 +144,7 @@ fn send_run(udp: &Udp, run: &Run, bytes: &[u8]) -> bool {
 }
 
 /// Sends single datagrams to different peers; how many went. `remotes` begin with those of the runs.
-fn send_each(
-    udp: &Udp,
-    runs: &[Run],
-    remotes: &[Option<SockaddrStorage>],
-    bytes: &[u8],
-) -> usize {
+fn send_each(udp: &Udp, runs: &[Run], remotes: &[Option<SockaddrStorage>], bytes: &[u8]) -> usize {
     // One allocation a system call, as long as there are runs: room for the most that there can be,
     // on the stack, costs more to fill than a turn of a few datagrams has to spend.
     let slices: Vec<[IoSlice<'_>; 1]> = runs

@@ -343,14 +343,11 @@ impl State {
                         IoSliceMut::new(buffers.next().map_or(&mut [], |buffer| &mut buffer[..]))
                     })
                 };
-                socket
-                    .udp
-                    .state
-                    .recv(
-                        UdpSockRef::from(&socket.udp.socket),
-                        &mut slices[..slots],
-                        metas,
-                    )
+                socket.udp.state.recv(
+                    UdpSockRef::from(&socket.udp.socket),
+                    &mut slices[..slots],
+                    metas,
+                )
             };
             let count = match count {
                 Ok(count) => count,

@@ -45,6 +45,8 @@ pub struct EngineRungs {
     pub decodes: Rungs,
     /// Frames of the bundle behind L1 and L2.
     pub frames: Frames,
+    /// The models of its neural rungs ([`crate::sdp::AicLine::models`]).
+    pub models: Option<u32>,
 }
 
 impl EngineRungs {
@@ -53,7 +55,18 @@ impl EngineRungs {
         encodes: Rungs::NONE,
         decodes: Rungs::NONE,
         frames: Frames::LYRA,
+        models: None,
     };
+
+    /// Those of `rungs` that mean the same to a peer which speaks of these models: ours may have been replaced
+    /// since the peer was told of them, and others than were coded with decode to noise.
+    fn with(self, rungs: Rungs, models: Option<u32>) -> Rungs {
+        if models.is_some() && models == self.models {
+            rungs
+        } else {
+            rungs.and(Rungs::OPUS)
+        }
+    }
 }
 
 /// Our SSRC in reports. It sends nothing else, so its SRTCP index is its own.
@@ -146,6 +159,8 @@ struct Stream {
     wanted: Rung,
     /// What signalling says that the receiver decodes.
     negotiated: Rungs,
+    /// The models that the receiver decodes with, and those that the sender was told of.
+    models: (Option<u32>, Option<u32>),
     restorer: Option<Restorer>,
     recoder: Option<Recoder>,
     /// The peer's last report.
@@ -225,8 +240,16 @@ impl Coding {
             };
             recode::set_rule(&mut stream.recoder, Some(rule));
             stream.wanted = rule.pack.map_or(Rung::NATIVE, |pack| pack.rung);
+            if let (Some(restorer), Some(restore)) = (&mut stream.restorer, rule.restore) {
+                stream.models.1 = restore.models;
+                restorer.renegotiated(restorer_config(rule, restore));
+            }
             if let (Some(packer), Some(pack)) = (&mut stream.packer, rule.pack) {
                 stream.negotiated = pack.rungs;
+                stream.models.0 = pack.models;
+                if let Some(opus_pt) = rule.opus_pts.0 {
+                    packer.renegotiated(packer_config(rule, pack, opus_pt, 0));
+                }
                 let reported = stream.reported.map_or(Rungs::ALL, |report| report.rungs);
                 packer.set_peer_rungs(reported.and(pack.rungs));
             }
@@ -239,19 +262,27 @@ impl Coding {
         self.engine = engine;
         for stream in &mut self.streams {
             if let Some(packer) = &mut stream.packer {
-                packer.set_rung(engine.encodes.at_least(stream.wanted));
+                let rungs = engine.with(engine.encodes, stream.models.0);
+                packer.set_rung(rungs.at_least(stream.wanted));
                 packer.set_frames(engine.frames);
             }
             if let Some(restorer) = &mut stream.restorer {
                 restorer.set_frames(engine.frames);
-                restorer.set_rungs(now, engine.decodes);
+                restorer.set_rungs(now, engine.with(engine.decodes, stream.models.1));
             }
             recode::set_engine(&mut stream.recoder, engine);
         }
     }
 
-    /// Offers a decrypted RTP packet, which took `wire_len` bytes on the wire of its sender.
-    pub fn take(&mut self, now: Now, packet: &[u8], wire_len: usize) -> Taken {
+    /// Offers a decrypted RTP packet, which took `wire_len` bytes on the wire of its sender. `newest_sent` is the
+    /// highest sequence number that has gone on of a stream, by SSRC.
+    pub fn take(
+        &mut self,
+        now: Now,
+        packet: &[u8],
+        wire_len: usize,
+        newest_sent: impl FnOnce(u32) -> Option<u16>,
+    ) -> Taken {
         let Some(header) = RtpHeader::parse(packet) else {
             return self.odd(packet);
         };
@@ -273,11 +304,14 @@ impl Coding {
             && let Some(restore) = rule.restore
             && restore.pt == header.payload_type
         {
-            let engine = self.engine.decodes;
-            let restorer = stream
-                .restorer
-                .get_or_insert_with(|| restorer(rule, restore, engine));
-            restorer.set_frames(self.engine.frames);
+            let engine = self.engine;
+            let restorer = stream.restorer.get_or_insert_with(|| {
+                stream.models.1 = restore.models;
+                let mut restorer = Restorer::new(restorer_config(rule, restore));
+                restorer.set_rungs(now.instant, engine.with(engine.decodes, restore.models));
+                restorer
+            });
+            restorer.set_frames(engine.frames);
             restorer.take(now.instant, now.ntp, packet, wire_len);
             self.settle(now, index);
             return Taken::Framed;
@@ -287,10 +321,15 @@ impl Coding {
             && let Some(pack) = rule.pack
             && let Some(opus_pt) = rule.opus_pts.0
         {
-            let mut packer = packer(rule, pack, opus_pt, header.sequence);
-            packer.set_rung(self.engine.encodes.at_least(pack.rung));
+            // Not the original's own: it may have been overtaken by some that went unframed.
+            let first =
+                newest_sent(header.ssrc).map_or(header.sequence, |newest| newest.wrapping_add(1));
+            let mut packer = Packer::new(packer_config(rule, pack, opus_pt, first));
+            let rungs = self.engine.with(self.engine.encodes, pack.models);
+            packer.set_rung(rungs.at_least(pack.rung));
             packer.set_frames(self.engine.frames);
             stream.wanted = pack.rung;
+            stream.models.0 = pack.models;
             stream.negotiated = pack.rungs;
             stream.packer = Some(packer);
         }
@@ -326,6 +365,7 @@ impl Coding {
             packer: None,
             wanted: Rung::NATIVE,
             negotiated: Rungs::NONE,
+            models: (None, None),
             restorer: None,
             recoder: None,
             reported: None,
@@ -372,7 +412,12 @@ impl Coding {
         };
         self.touched.push_back(index);
         if let Some(restorer) = &mut stream.restorer {
+            let readable = self.engine.with(Rungs::ALL, stream.models.1);
             while let Some(job) = restorer.poll_job() {
+                if !readable.iter().any(|rung| rung.codec() == job.codec) {
+                    restorer.failed(now.instant, job.id);
+                    continue;
+                }
                 let cost = u64::from(job.unit_ms) * u64::from(job.count);
                 if spend(&mut stream.budget, &mut stream.refilled, now.instant, cost) {
                     self.jobs.push_back(Job::Decode(track, job));
@@ -581,8 +626,13 @@ fn due(stream: &Stream) -> Option<Instant> {
     packer.into_iter().chain(restorer).chain(recoder).min()
 }
 
-fn packer(rule: &TrackRule, pack: PackRule, opus_pt: u8, first_sequence: u16) -> Packer {
-    Packer::new(PackerConfig {
+fn packer_config(
+    rule: &TrackRule,
+    pack: PackRule,
+    opus_pt: u8,
+    first_sequence: u16,
+) -> PackerConfig {
+    PackerConfig {
         opus_pt,
         red_pt: rule.opus_pts.1,
         aic_pt: pack.pt,
@@ -592,16 +642,16 @@ fn packer(rule: &TrackRule, pack: PackRule, opus_pt: u8, first_sequence: u16) ->
         peer_rungs: pack.rungs,
         redundancy: Redundancy::default(),
         timing: PackTiming::default(),
-    })
+    }
 }
 
-fn restorer(rule: &TrackRule, restore: RestoreRule, rungs: Rungs) -> Restorer {
-    Restorer::new(RestorerConfig {
+fn restorer_config(rule: &TrackRule, restore: RestoreRule) -> RestorerConfig {
+    RestorerConfig {
         opus_pt: rule.opus_pts.0.unwrap_or(restore.pt),
         red_pt: rule.opus_pts.1,
         hint_id: Some(restore.hint_id),
         level_id: restore.level_id,
-        rungs,
+        rungs: Rungs::NONE,
         timing: RestoreTiming::default(),
-    })
+    }
 }

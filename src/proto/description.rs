@@ -117,6 +117,8 @@ pub struct PackRule {
     pub pt: u8,
     /// Rungs that the receiver decodes.
     pub rungs: Rungs,
+    /// The models that it decodes the neural ones with; no others may be used to code them.
+    pub models: Option<u32>,
     /// The rung that policy wants.
     pub rung: Rung,
     /// Header extension id of the hint at the receiver.
@@ -130,6 +132,8 @@ pub struct PackRule {
 pub struct RestoreRule {
     /// Payload type of framed packets of the sender.
     pub pt: u8,
+    /// The models that the sender was told of: it codes the neural rungs with these.
+    pub models: Option<u32>,
     /// Header extension id of the hint at the sender.
     pub hint_id: u8,
     /// Header extension id of the audio level (RFC 6464) at the receiver.

@@ -452,6 +452,12 @@ impl Leg {
         }
     }
 
+    /// The highest RTP sequence number that was sent of a stream ([`Srtp::newest_sent`]).
+    #[must_use]
+    pub fn newest_sent(&self, ssrc: u32) -> Option<u16> {
+        self.srtp.as_ref()?.newest_sent(ssrc)
+    }
+
     /// Encrypts an RTP packet into `protected`; where to send it, or `None` where it can't be.
     pub fn protect_rtp(&mut self, plain: &[u8], protected: &mut Vec<u8>) -> Option<Path> {
         let path = self.path?;

@@ -277,7 +277,7 @@ impl Relay {
         }
         if what == Received::Rtp && !coding.is_idle() {
             let wire = came.map_or(scratch.plain.len(), |(path, len)| wire_len(&path, len));
-            let taken = coding.take(now, &scratch.plain, wire);
+            let taken = coding.take(now, &scratch.plain, wire, |ssrc| leg.newest_sent(ssrc));
             if taken == Taken::Framed {
                 // The hop's wire is the one that costs.
                 flow.stats.bytes += wire as u64;

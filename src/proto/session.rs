@@ -176,6 +176,12 @@ impl Session {
         edit_response(frame, &mut Visit { session: self, env })
     }
 
+    /// What the engine decodes now, and with which models: from the next SDP on, that is what peers are told.
+    pub fn set_engine(&mut self, rungs: Rungs, models: Option<u32>) {
+        self.config.rungs = rungs;
+        self.config.models = models;
+    }
+
     /// Ends everything that needs no renegotiation: the room was switched off while the call runs.
     pub fn stop_shedding(&mut self) {
         self.sheds = false;
@@ -207,15 +213,12 @@ impl Session {
 
     fn describe(&self, target: Target, pc: &Pc) -> PcDescription {
         let policy = &self.config.policy;
-        let models = self.config.models;
         let from_client = Hop {
             policy,
-            models,
             told: &pc.client_told,
         };
         let from_server = Hop {
             policy,
-            models,
             told: &pc.server_told,
         };
         let mut up = if target == Target::Publisher {

@@ -6,7 +6,7 @@ use rtc_srtp::config::Config;
 use rtc_srtp::context::Context;
 use rtc_srtp::option::srtp_replay_protection;
 use rtc_srtp::protection_profile::ProtectionProfile;
-use rustc_hash::FxHashSet;
+use rustc_hash::{FxHashMap, FxHashSet};
 use std::sync::Arc;
 
 /// Streams whose packets are taken on one leg: a room of 1,000 subscribed tracks with RTX and
@@ -30,6 +30,10 @@ pub struct Srtp {
     short_pts: (Option<u8>, Option<u8>),
     /// For those that come.
     short: Option<Inbound>,
+    /// The quarter of the sequence numbers that `short` was last shown of each stream of whole tags.
+    shown: FxHashMap<u32, u16>,
+    /// The highest sequence number sent of each stream. There are no more than the other leg admits.
+    newest_sent: FxHashMap<u32, u16>,
     fresh_short: Option<Fresh>,
 }
 
@@ -103,6 +107,8 @@ impl Srtp {
             profile: name,
             short_pts: (None, None),
             short: None,
+            shown: FxHashMap::default(),
+            newest_sent: FxHashMap::default(),
             fresh_short: short.map(fresh),
         })
     }
@@ -139,7 +145,34 @@ impl Srtp {
         if !inbound.admits(false, 8, protected, authentic) {
             return false;
         }
-        into(inbound.context.decrypt_rtp(protected), plain)
+        let done = into(inbound.context.decrypt_rtp(protected), plain);
+        if done && !framed {
+            self.show_short(protected);
+        }
+        done
+    }
+
+    /// Lets the context of short tags see that a stream goes on: both have to guess the same rollover counter
+    /// (RFC 3711 section 3.3.1) when the stream becomes framed. The whole tag, which has been checked, begins
+    /// with the short one; a packet of each quarter of the sequence numbers is enough for the guess.
+    fn show_short(&mut self, protected: &[u8]) {
+        let Some(short) = &mut self.short else {
+            return;
+        };
+        let Some((ssrc, sequence)) = stream_of(protected) else {
+            return;
+        };
+        let quarter = sequence >> 14;
+        if self.shown.get(&ssrc) == Some(&quarter) {
+            return;
+        }
+        self.shown.insert(ssrc, quarter);
+        let kept = protected.len().saturating_sub(TAG - SHORT_TAG);
+        let cut = protected.get(..kept).unwrap_or_default();
+        if short.admits(false, 8, cut, |probe| probe.decrypt_rtp(cut).is_ok()) {
+            // Whether it is authentic is known already, and what is in it as well.
+            let _ = short.context.decrypt_rtp(cut);
+        }
     }
 
     /// The same for RTCP.
@@ -154,11 +187,24 @@ impl Srtp {
     /// Encrypts an RTP packet into `protected`, which is overwritten.
     pub fn protect_rtp(&mut self, plain: &[u8], protected: &mut Vec<u8>) -> bool {
         let done = into(self.outbound.encrypt_rtp(plain), protected);
+        if done && let Some((ssrc, sequence)) = stream_of(plain) {
+            let newest = self.newest_sent.entry(ssrc).or_insert(sequence);
+            if sequence.wrapping_sub(*newest).cast_signed() > 0 {
+                *newest = sequence;
+            }
+        }
         // One context for both lengths, so that no index of a stream is ever used twice.
         if done && is_of(plain, self.short_pts.1) {
             protected.truncate(protected.len() - (TAG - SHORT_TAG));
         }
         done
+    }
+
+    /// The highest sequence number that was sent of a stream, if any was: no index up to it may be used again
+    /// for other bytes (RFC 3711 section 9.1).
+    #[must_use]
+    pub fn newest_sent(&self, ssrc: u32) -> Option<u16> {
+        self.newest_sent.get(&ssrc).copied()
     }
 
     /// The same for RTCP.
@@ -205,6 +251,15 @@ impl Inbound {
     }
 }
 
+/// SSRC and sequence number of an RTP packet.
+fn stream_of(packet: &[u8]) -> Option<(u32, u16)> {
+    let &[_, _, s1, s0, _, _, _, _, a, b, c, d] = packet.first_chunk()?;
+    Some((
+        u32::from_be_bytes([a, b, c, d]),
+        u16::from_be_bytes([s1, s0]),
+    ))
+}
+
 /// Whether an RTP packet, whose header is never encrypted, has this payload type.
 fn is_of(packet: &[u8], pt: Option<u8>) -> bool {
     pt.is_some_and(|pt| packet.get(1).is_some_and(|byte| byte & 0x7f == pt))
@@ -226,5 +281,76 @@ impl std::fmt::Debug for Srtp {
         f.debug_struct("Srtp")
             .field("profile", &self.profile)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const PLAIN: u8 = 111;
+    const FRAMED: u8 = 20;
+
+    fn pair() -> (Srtp, Srtp) {
+        let identity = Identity::generate().unwrap();
+        let end = |is_client| {
+            let keys = SrtpKeys {
+                profile: SrtpProtectionProfile::Srtp_Aes128_Cm_Hmac_Sha1_80,
+                material: (0..60).collect(),
+                is_client,
+            };
+            let mut srtp = Srtp::new(&keys, &identity).unwrap();
+            srtp.set_short_pts((Some(FRAMED), Some(FRAMED)));
+            srtp
+        };
+        (end(true), end(false))
+    }
+
+    fn rtp(payload_type: u8, sequence: u16) -> Vec<u8> {
+        let mut packet = vec![0x80, payload_type];
+        packet.extend(sequence.to_be_bytes());
+        packet.extend([0, 0, 0, 9, 0, 0, 0, 7, b's', b'a', b'i', b'd']);
+        packet
+    }
+
+    /// Sends one packet; its length on the wire, if it arrives.
+    fn goes(from: &mut Srtp, to: &mut Srtp, packet: &[u8]) -> Option<usize> {
+        let (mut wire, mut plain) = (Vec::new(), Vec::new());
+        assert!(from.protect_rtp(packet, &mut wire));
+        let arrives = to.unprotect_rtp(&wire, &mut plain);
+        assert!(!arrives || plain == packet);
+        arrives.then_some(wire.len())
+    }
+
+    #[test]
+    fn a_stream_that_becomes_framed_late_is_understood() {
+        for last in [65_530u32, 65_535, 70_000, 140_000, 200_000] {
+            let (mut edge, mut origin) = pair();
+            // Not one of each number: the guess goes by the highest.
+            for index in (60_000..last).step_by(97).chain([last]) {
+                let packet = rtp(PLAIN, u16::try_from(index & 0xffff).unwrap());
+                let len = goes(&mut edge, &mut origin, &packet);
+                assert_eq!(len, Some(packet.len() + TAG), "{index}");
+            }
+            let newest = edge.newest_sent(7).unwrap();
+            assert_eq!(u32::from(newest), last & 0xffff);
+            for ahead in 1..20 {
+                let packet = rtp(FRAMED, newest.wrapping_add(ahead));
+                let len = goes(&mut edge, &mut origin, &packet);
+                assert_eq!(len, Some(packet.len() + SHORT_TAG), "{last} + {ahead}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_highest_sequence_number_sent_is_known() {
+        let (mut edge, _) = pair();
+        assert_eq!(edge.newest_sent(7), None);
+        let mut wire = Vec::new();
+        for (sequence, newest) in [(65_534, 65_534), (65_533, 65_534), (2, 2), (65_535, 2)] {
+            assert!(edge.protect_rtp(&rtp(PLAIN, sequence), &mut wire));
+            assert_eq!(edge.newest_sent(7), Some(newest));
+        }
     }
 }

@@ -139,8 +139,6 @@ fn steer_video(policy: &Policy, track: &AddTrack, answered: &Media) -> Option<Me
 /// What framed packets are made for, and what was said of them.
 pub(crate) struct Hop<'a> {
     pub(crate) policy: &'a Policy,
-    /// Ours ([`AicLine::models`]).
-    pub(crate) models: Option<u32>,
     /// What the sender of this direction was told that we take, by mid.
     pub(crate) told: &'a [(String, AicLine)],
 }
@@ -151,10 +149,10 @@ impl Hop<'_> {
     fn pack(&self, from: &Media, to: &Media, speech: bool) -> Option<PackRule> {
         let line = to.aic?;
         let rung = self.policy.rung();
-        let rungs = line.rungs_with(self.models);
-        (speech && rung != Rung::NATIVE && !rungs.is_empty()).then_some(PackRule {
+        (speech && rung != Rung::NATIVE && !line.rungs.is_empty()).then_some(PackRule {
             pt: line.pt,
-            rungs,
+            rungs: line.rungs,
+            models: line.models,
             rung,
             hint_id: aic_id(to)?,
             level_id: from.extmap_id(LEVEL_URI).and_then(small),
@@ -167,6 +165,7 @@ impl Hop<'_> {
         let (_, line) = self.told.iter().find(|(mid, _)| *mid == from.mid)?;
         Some(RestoreRule {
             pt: line.pt,
+            models: line.models,
             hint_id: aic_id(from)?,
             level_id: to.and_then(|to| small(to.extmap_id(LEVEL_URI)?)),
         })

@@ -83,13 +83,19 @@ impl Watcher {
     pub(crate) fn run(mut self) {
         self.load();
         self.look(Instant::now());
+        self.shared
+            .set_models(models_of(self.source.codec().as_deref()));
         let _ = self.ready.try_send(());
         loop {
             match self.commands.recv_timeout(TICK) {
                 Ok(Command::Reload) => {
                     if self.source.stamp() != self.stamp {
+                        // Until every thread has the new ones before it, no session may take them for the old.
+                        self.shared.set_models(None);
                         self.load();
                         self.equip();
+                        self.shared
+                            .set_models(models_of(self.source.codec().as_deref()));
                     }
                 }
                 Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => return,
@@ -242,6 +248,11 @@ impl Watcher {
             }
         }
     }
+}
+
+/// How a neural bundle is named to peers: the first 32 bits of its SHA-256.
+pub(crate) fn models_of(sha256: Option<&str>) -> Option<u32> {
+    u32::from_str_radix(sha256?.get(..8)?, 16).ok()
 }
 
 /// Its waiting time has grown, so that it isn't the first.

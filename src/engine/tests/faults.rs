@@ -305,9 +305,24 @@ fn a_truncated_bundle_leaves_opus_and_is_noticed_when_mended() {
     let packets = client("talker-a", 2, 20);
     port.try_send(group(1, 0, Rung::L2, &packets[..2])).unwrap();
     assert!(coded(next(&port, MS * 5000)).rung.is_neural());
-    std::fs::remove_file(folder.path().join("manifest.yaml")).unwrap();
+    // Another bundle, as far as anybody can tell: peers that speak of the first must not be taken to mean it.
+    let manifest = folder.path().join("manifest.yaml");
+    let first = port.models();
+    assert!(first.is_some() && first == engine.models());
+    let text = std::fs::read_to_string(&manifest).unwrap();
+    std::fs::write(&manifest, format!("{text}# another\n")).unwrap();
+    engine.reload();
+    // Nothing between the old and the new ones but none.
+    let replaced = || {
+        let now = port.models();
+        assert!(now.is_none() || now == first || now == engine.models());
+        now.is_some() && now != first
+    };
+    until("replaced", MS * 10_000, replaced);
+    std::fs::remove_file(manifest).unwrap();
     engine.reload();
     until("gone", MS * 5000, || engine.decodable() == Rungs::OPUS);
+    assert_eq!((port.models(), engine.models()), (None, None));
     port.try_send(group(1, 1, Rung::L2, &packets[2..4]))
         .unwrap();
     assert!(

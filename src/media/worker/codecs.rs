@@ -17,6 +17,7 @@ pub(super) fn rungs(port: &Port) -> EngineRungs {
         encodes: port.rungs(),
         decodes: port.decodable(),
         frames: port.frames(),
+        models: port.models(),
     }
 }
 
@@ -99,13 +100,9 @@ impl State {
         let rungs = rungs(&self.codecs);
         if rungs != self.rungs {
             self.rungs = rungs;
-            let coding: Vec<usize> = self
-                .pcs
-                .iter()
-                .filter(|(_, pc)| pc.relay.is_coding())
-                .map(|(key, _)| key)
-                .collect();
-            for key in coding {
+            // Those that don't code yet as well: they may begin to.
+            let keys: Vec<usize> = self.pcs.iter().map(|(key, _)| key).collect();
+            for key in keys {
                 if let Some(pc) = self.pcs.get_mut(key) {
                     pc.relay.set_engine(now().instant, rungs);
                     self.after(key);

@@ -29,15 +29,6 @@ pub struct AicLine {
 }
 
 impl AicLine {
-    /// Rungs that somebody with these models can send to the writer.
-    pub(crate) fn rungs_with(self, models: Option<u32>) -> Rungs {
-        if self.models.is_some() && self.models == models {
-            self.rungs
-        } else {
-            self.rungs.and(Rungs::OPUS)
-        }
-    }
-
     /// Reads `1 pt=35 rungs=1,2 models=ca9df5a3`; keys and rungs that aren't known are left out.
     pub(super) fn parse(value: &str) -> Option<Self> {
         let mut words = value.split_ascii_whitespace();
@@ -122,10 +113,6 @@ mod tests {
         let text = "a=aic:1 pt=35 rungs=1,2,3,4,5,6 models=00abcdef";
         assert_eq!(line.to_string(), text);
         assert_eq!(AicLine::parse(&text[6..]), Some(line));
-        assert_eq!(line.rungs_with(Some(0x00ab_cdef)), Rungs::ALL);
-        for others in [None, Some(1)] {
-            assert_eq!(line.rungs_with(others), Rungs::OPUS);
-        }
     }
 
     #[test]

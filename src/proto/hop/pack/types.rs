@@ -52,6 +52,15 @@ pub struct PackerConfig {
     pub timing: PackTiming,
 }
 
+impl super::Packer {
+    /// Payload types, ids and rungs of a new offer and answer, from the next packet on. `config.first_sequence` and
+    /// `config.redundancy` don't matter: the stream goes on.
+    pub fn renegotiated(&mut self, config: PackerConfig) {
+        self.set_peer_rungs(config.peer_rungs);
+        self.config = config;
+    }
+}
+
 /// A group of originals to be coded. Hand back [`Packer::encoded`] or [`Packer::refused`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EncodeJob {

@@ -47,6 +47,15 @@ pub struct RestorerConfig {
     pub timing: RestoreTiming,
 }
 
+impl super::Restorer {
+    /// Payload types and ids of a new offer and answer, from the next packet on. `config.rungs` doesn't matter:
+    /// what the engine can do is said by [`super::Restorer::set_rungs`].
+    pub fn renegotiated(&mut self, config: RestorerConfig) {
+        let rungs = self.config.rungs;
+        self.config = RestorerConfig { rungs, ..config };
+    }
+}
+
 /// Coded speech to be decoded, and originals to be encoded from it. Hand back [`Restorer::decoded`]
 /// or [`Restorer::failed`].
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -5,3 +5,4 @@ mod engine;
 mod link;
 mod scenarios;
 mod source;
+mod streams;
