@@ -11,6 +11,12 @@ pub const EXTENSION_URI: &str = "urn:auralink:params:rtp-hdrext:aic-hint:1";
 /// Bytes of the extension element's data.
 pub const HINT_LEN: usize = 7;
 
+/// Bytes of its short form, which framed packets carry: 4 bytes of 90 less.
+pub const SHORT_HINT_LEN: usize = 3;
+
+/// A short form tells the send time in 2⁵ / 65,536 s, half a millisecond, and 12 bits of it: 2 s.
+const SHORT_SENT_SHIFT: u32 = 5;
+
 /// Version that this code writes.
 pub const VERSION: u8 = 1;
 
@@ -27,7 +33,8 @@ pub struct Hint {
     pub redundancy: bool,
     /// Predicted compression ratio, bytes sent over bytes native, in 1/255.
     pub ratio: u8,
-    /// When it was sent: the middle 32 bits of an NTP timestamp (RFC 3550 section 4).
+    /// When it was sent: the middle 32 bits of an NTP timestamp (RFC 3550 section 4). Of a short form, what it says
+    /// of them, the others zero: see [`Hint::sent_difference`].
     pub sent: u32,
 }
 
@@ -48,9 +55,46 @@ impl Hint {
         ]
     }
 
+    /// The data of its short form: rung, flags, the upper 6 bits of the ratio, 12 bits of the send time.
+    #[must_use]
+    pub fn to_short_bytes(self) -> [u8; SHORT_HINT_LEN] {
+        let flags = u32::from(self.voice) << 1 | u32::from(self.redundancy);
+        let sent = self.sent >> SHORT_SENT_SHIFT & 0xfff;
+        let whole = u32::from(self.rung & 0x0f) << 20
+            | flags << 18
+            | u32::from(self.ratio >> 2) << 12
+            | sent;
+        let [_, a, b, c] = whole.to_be_bytes();
+        [a, b, c]
+    }
+
+    fn parse_short([a, b, c]: [u8; SHORT_HINT_LEN]) -> Self {
+        // 6 bits that mean 0 to 1, as the 8 of the whole form do.
+        let ratio = (a & 0x03) << 4 | b >> 4;
+        let sent = u32::from(b & 0x0f) << 8 | u32::from(c);
+        Self {
+            version: VERSION,
+            rung: a >> 4,
+            voice: a & 0x08 != 0,
+            redundancy: a & 0x04 != 0,
+            ratio: ratio << 2 | ratio >> 4,
+            sent: sent << SHORT_SENT_SHIFT,
+        }
+    }
+
+    /// What of the difference between two times in 1/65,536 s a short form can tell: up to a second either way.
+    #[must_use]
+    pub const fn sent_difference(difference: u32) -> i32 {
+        const UNSAID: u32 = 32 - 12 - SHORT_SENT_SHIFT;
+        (difference << UNSAID).cast_signed() >> UNSAID
+    }
+
     /// Reads the element's data. Longer data than this version knows is read as far as known.
     #[must_use]
     pub fn parse(data: &[u8]) -> Option<Self> {
+        if let Ok(short) = data.try_into() {
+            return Some(Self::parse_short(short));
+        }
         let &[head, flags, ratio, a, b, c, d] = data.first_chunk()?;
         Some(Self {
             version: head >> 4,
@@ -122,7 +166,38 @@ pub(crate) mod tests {
         };
         assert_eq!(hint.to_bytes(), [0x14, 0x80, 51, 0x12, 0x34, 0x56, 0x78]);
         assert_eq!(Hint::parse(&hint.to_bytes()), Some(hint));
-        assert_eq!(Hint::parse(&[0; 6]), None);
+        for len in [0, 1, 2, 4, 5, 6] {
+            assert_eq!(Hint::parse(&[0; 6][..len]), None, "{len}");
+        }
+    }
+
+    #[test]
+    fn a_short_hint_says_the_same_less_exactly() {
+        for (ratio, read) in [(0, 0), (51, 48), (255, 255)] {
+            let hint = Hint {
+                version: VERSION,
+                rung: 4,
+                voice: true,
+                redundancy: false,
+                ratio,
+                sent: 0x1234_5678,
+            };
+            let short = Hint::parse(&hint.to_short_bytes()).unwrap();
+            let expected = Hint {
+                ratio: read,
+                sent: 0x0_5660,
+                ..hint
+            };
+            assert_eq!(short, expected);
+        }
+        // Times are told apart across the 2 s at which they wrap.
+        for (from, to, difference) in [
+            (0x1_fff0u32, 0x0_0010u32, 0x20),
+            (0x0_0010, 0x1_fff0, -0x20),
+            (0x7_0000, 0x7_8000, 0x8000),
+        ] {
+            assert_eq!(Hint::sent_difference(to.wrapping_sub(from)), difference);
+        }
     }
 
     #[test]
@@ -186,19 +261,25 @@ pub(crate) mod tests {
                 u32::from_str_radix(found.unwrap().trim(), radix).unwrap()
             };
             let small = |name: &str| u8::try_from(value(name, 10)).unwrap();
+            let short = said.starts_with("short");
             let hint = Hint {
-                version: small("version"),
-                rung: small("rung"),
+                version: if short { VERSION } else { small("version") },
+                rung: small(if short { "short: rung" } else { "rung" }),
                 voice: value("V", 10) == 1,
                 redundancy: value("R", 10) == 1,
                 ratio: small("ratio"),
                 sent: value("sent", 16),
             };
             assert_eq!(Hint::parse(&data), Some(hint), "{said}");
-            assert_eq!(hint.to_bytes()[..], data, "{said}");
+            let written = if short {
+                hint.to_short_bytes().to_vec()
+            } else {
+                hint.to_bytes().to_vec()
+            };
+            assert_eq!(written, data, "{said}");
             read += 1;
         }
-        assert!(read >= 3);
+        assert!(read >= 5);
     }
 
     #[test]

@@ -3,15 +3,15 @@
 use super::types::{Encoded, Sent};
 use super::{Packer, Slot};
 use crate::aic::payload::{Body, MAX_TRIMMED, Part, Redundant};
-use crate::aic::{HINT_LEN, Hint, VERSION};
+use crate::aic::{Hint, SHORT_HINT_LEN, VERSION};
 use crate::hop::header::{self, Elementwise, Fields};
 use crate::hop::original::{DTX_BYTES, Original};
 use crate::hop::{IP_UDP, SHORT_TAG};
 use crate::ladder::Rung;
 use crate::packet::{RtpHeader, append_extension};
 
-/// Bytes that a hint adds at most: extension header and padding included.
-const HINT_WIRE: usize = HINT_LEN + 5;
+/// Bytes that a hint adds at most where no other element is: extension header included.
+const HINT_WIRE: usize = SHORT_HINT_LEN + 5;
 
 impl Packer {
     /// Writes the next framed RTP packet into `out`, where one may go. `ntp` is the middle of the NTP
@@ -118,7 +118,7 @@ impl Packer {
                 ratio: self.predictor.ratio(),
                 sent: ntp,
             };
-            append_extension(out, &header, id, &hint.to_bytes());
+            append_extension(out, &header, id, &hint.to_short_bytes());
         }
         sent
     }

@@ -1,5 +1,6 @@
 //! What is counted from one report to the next.
 
+use crate::aic::Hint;
 use crate::hop::Report;
 use crate::ladder::Rungs;
 use std::time::{Duration, Instant};
@@ -61,7 +62,7 @@ impl Interval {
         if let Some((last_now, last_sent)) = self.transit.replace((now, sent)) {
             let way = now.wrapping_sub(last_now);
             let change = way.wrapping_sub(sent.wrapping_sub(last_sent));
-            let change = change.cast_signed().unsigned_abs().min(1 << 24);
+            let change = Hint::sent_difference(change).unsigned_abs();
             self.jitter = self.jitter - (self.jitter >> 4) + change;
         }
     }
