@@ -3,6 +3,7 @@
 mod door;
 mod whip;
 
+use crate::audit::Note;
 use crate::config::Live;
 use crate::fault::{Fault, What};
 use crate::media::{self, Media, MediaEvent, SessionId};
@@ -19,7 +20,7 @@ use sha2::Digest;
 use std::collections::{BTreeMap, HashMap};
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A session that said goodbye keeps its media for so long, so that close_notify crosses.
@@ -111,6 +112,8 @@ pub(crate) struct App {
     registry: Mutex<Registry>,
     opens: Opens,
     runtime: tokio::runtime::Handle,
+    /// The audit log, where there is one.
+    audit: OnceLock<tokio::sync::mpsc::UnboundedSender<Note>>,
 }
 
 #[derive(Default)]
@@ -142,7 +145,21 @@ impl App {
             registry: Mutex::default(),
             opens: Opens::default(),
             runtime,
+            audit: OnceLock::new(),
         }))
+    }
+
+    /// From now on `notes` hears of every session and of what its peer connections have coded by their end.
+    pub(crate) fn audited_by(&self, notes: tokio::sync::mpsc::UnboundedSender<Note>) {
+        // There is one audit log in a process.
+        let _ = self.audit.set(notes);
+    }
+
+    fn note(&self, note: impl FnOnce() -> Note) {
+        if let Some(audit) = self.audit.get() {
+            // It ends only with the process.
+            let _ = audit.send(note());
+        }
     }
 
     fn registry(&self) -> MutexGuard<'_, Registry> {
@@ -292,7 +309,9 @@ impl App {
                     target,
                     side,
                     reason,
+                    hop,
                 } => {
+                    self.note(|| Note::Ended(session, target, hop));
                     metrics::counter!(
                         "auralink_legs_closed_total",
                         "side" => side.name(),
@@ -332,16 +351,12 @@ impl App {
         let Some(cell) = self.registry().all.get(&session).cloned() else {
             return;
         };
-        let over = {
-            let mut inner = cell.lock();
+        self.end_if(&cell, |inner| {
             inner.open_pcs = inner.open_pcs.saturating_sub(1);
             inner.ended_pcs += 1;
             inner.session.pc_closed(target);
             inner.open_pcs == 0 && !inner.signalling_open
-        };
-        if over {
-            self.end(&cell);
-        }
+        });
     }
 
     /// Puts a session that LiveKit has accepted among those that live.
@@ -350,6 +365,7 @@ impl App {
         if known.is_none() {
             let opens = self.opens.of(cell.policy.mode);
             opens.fetch_add(1, Ordering::Relaxed);
+            self.note(|| Note::Began(cell.clone()));
         }
         tracing::info!(
             session = cell.id,
@@ -364,15 +380,22 @@ impl App {
 
     /// Frees everything of a session.
     fn end(&self, cell: &Arc<Cell>) {
+        self.end_if(cell, |_| true);
+    }
+
+    /// Frees everything of a session where `over` says so, in one with the question: a resume comes before it or after.
+    fn end_if(&self, cell: &Arc<Cell>, over: impl FnOnce(&mut Inner) -> bool) {
         let sid = {
             let mut inner = cell.lock();
-            if std::mem::replace(&mut inner.gone, true) {
+            if !over(&mut inner) || inner.gone {
                 return;
             }
+            inner.gone = true;
             inner.sockets = [Vec::new(), Vec::new()];
             inner.whip = None;
             inner.session.facts().participant_sid.clone()
         };
+        self.note(|| Note::Gone(cell.id));
         self.media.close(cell.worker, cell.id);
         let mut registry = self.registry();
         registry.all.remove(&cell.id);

@@ -1,23 +1,27 @@
 //! The audit log: one JSON object a line for each time that AIC codecs begin and end to process
 //! somebody's speech. docs/privacy.md says what it is for and what is in it.
 //!
-//! It is made from the once-a-second snapshots of the media workers, so begin and end are exact to a
-//! second, and media knows nothing of it.
+//! It is made from the once-a-second snapshots of the media workers, and from what each peer connection
+//! had done when it ended: so begin and end are exact to a second, and no session is too short for it.
+
+mod books;
 
 use crate::admin::metrics::AUDIT_FAILED;
-use crate::app::{App, Cell};
-use crate::media::{Media, SessionId};
+use crate::app::Cell;
+use crate::media::{HopSnapshot, Media, SessionId};
 use auralink_engine::Engine;
+use auralink_proto::description::Target;
+use books::{Books, Person, Whose};
 use metrics::counter;
 use serde::Serialize;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 /// How often is looked: as often as workers publish.
 const EVERY: Duration = Duration::from_secs(1);
@@ -30,14 +34,14 @@ pub(crate) struct Audit {
     failed: bool,
 }
 
-/// Whose speech.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-struct Whose {
-    session: SessionId,
-    room: String,
-    /// The participant in whose session it happens: the speaker (`from`), or who listens to others (`to`).
-    participant: String,
-    direction: &'static str,
+/// What the registry tells of.
+pub(crate) enum Note {
+    /// LiveKit has accepted a session.
+    Began(Arc<Cell>),
+    /// It has ended.
+    Gone(SessionId),
+    /// A peer connection has ended, and this its hop has done: client to server, server to client.
+    Ended(SessionId, Target, [HopSnapshot; 2]),
 }
 
 /// One line.
@@ -59,12 +63,6 @@ struct Entry<'a> {
     packets: Option<u64>,
     /// Never: there is no code that writes media anywhere.
     media_stored: bool,
-}
-
-struct Running {
-    whose: Whose,
-    models: BTreeMap<String, String>,
-    packets: u64,
 }
 
 impl Audit {
@@ -108,12 +106,12 @@ impl Audit {
     /// Writes the log until `stop` changes; then everything that runs ends.
     pub(crate) async fn follow(
         mut self,
-        app: Arc<App>,
         media: Arc<Media>,
         engine: Arc<Engine>,
+        mut notes: mpsc::UnboundedReceiver<Note>,
         mut stop: watch::Receiver<()>,
     ) {
-        let mut running: HashMap<(SessionId, &'static str), Running> = HashMap::new();
+        let mut books = Books::default();
         let mut every = tokio::time::interval(EVERY);
         let mut stopping = false;
         while !stopping {
@@ -121,85 +119,45 @@ impl Audit {
                 _ = every.tick() => {}
                 _ = stop.changed() => stopping = true,
             }
-            let cells: HashMap<SessionId, Arc<Cell>> = app
-                .cells()
-                .into_iter()
-                .map(|cell| (cell.id, cell))
-                .collect();
-            let mut now = HashMap::new();
-            let snapshots = if stopping {
-                Vec::new()
-            } else {
-                media.snapshots()
-            };
-            for pc in snapshots.iter().flat_map(|s| s.pcs.clone()) {
-                for (direction, hop) in ["from", "to"].into_iter().zip(pc.hop) {
-                    let recoded = hop.stats.recode.recoded;
-                    let packets = hop.stats.coded + hop.stats.restored + recoded;
-                    if packets > 0 {
-                        let entry = now.entry((pc.session, direction));
-                        let (sum, rung, enhanced) = entry.or_insert((0, None, false));
-                        *sum += packets;
-                        *enhanced |= direction == "from" && recoded > 0;
-                        *rung = hop.rung.or(*rung);
+            let models = engine.status().bundles.into_iter().collect();
+            while let Ok(note) = notes.try_recv() {
+                match note {
+                    Note::Began(cell) => books.began(
+                        cell.id,
+                        Person {
+                            room: cell.room().to_owned(),
+                            participant: cell.identity().to_owned(),
+                        },
+                    ),
+                    Note::Gone(session) => books.gone(session),
+                    Note::Ended(session, target, hop) => {
+                        books.ended((session, target), &hop, &models)
                     }
                 }
             }
-            let ended: Vec<_> = running
-                .keys()
-                .filter(|key| !now.contains_key(*key))
-                .copied()
-                .collect();
-            for Running {
-                whose,
-                models,
-                packets,
-            } in ended.iter().filter_map(|key| running.remove(key))
-            {
-                self.write(&Entry {
-                    time: unix_time(),
-                    event: "end",
-                    whose: &whose,
-                    rung: None,
-                    models: &models,
-                    packets: Some(packets),
-                    media_stored: false,
-                });
+            let snapshots = media.snapshots();
+            let live = snapshots
+                .iter()
+                .flat_map(|snapshot| &snapshot.pcs)
+                .map(|pc| ((pc.session, pc.target), pc.hop));
+            books.look(live, &models);
+            if stopping {
+                books.stop();
             }
-            for ((session, direction), (packets, rung, enhanced)) in now {
-                if let Some(known) = running.get_mut(&(session, direction)) {
-                    known.packets = packets;
-                    continue;
-                }
-                // The session may have ended since the snapshot.
-                let Some(cell) = cells.get(&session) else {
-                    continue;
-                };
-                let whose = Whose {
-                    session,
-                    room: cell.room().to_owned(),
-                    participant: cell.identity().to_owned(),
-                    direction,
-                };
-                let mut models: BTreeMap<_, _> = engine.status().bundles.into_iter().collect();
-                if enhanced {
-                    models.insert("lace".to_owned(), auralink_engine::libopus().to_owned());
-                }
+            for event in books.events.drain(..) {
                 self.write(&Entry {
                     time: unix_time(),
-                    event: "begin",
-                    whose: &whose,
-                    rung: rung.map(|rung| rung.to_string()),
-                    models: &models,
-                    packets: None,
+                    event: if event.packets.is_some() {
+                        "end"
+                    } else {
+                        "begin"
+                    },
+                    whose: &event.whose,
+                    rung: event.rung.map(|rung| rung.to_string()),
+                    models: &event.models,
+                    packets: event.packets,
                     media_stored: false,
                 });
-                let begun = Running {
-                    whose,
-                    models,
-                    packets,
-                };
-                running.insert((session, direction), begun);
             }
         }
     }

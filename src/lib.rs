@@ -79,7 +79,9 @@ pub async fn run(settings: Settings, path: &Path) -> Result<(), Fault> {
             let what = format!("audit.log: cannot open {}: {error}", path.display());
             Fault::internal(What::Config, what)
         })?;
-        let follow = audit.follow(app.clone(), media.clone(), engine.clone(), audit_end);
+        let (notes, noted) = tokio::sync::mpsc::unbounded_channel();
+        app.audited_by(notes);
+        let follow = audit.follow(media.clone(), engine.clone(), noted, audit_end);
         auditing = Some(tokio::spawn(follow));
     }
     tokio::spawn(watch_models(engine.clone()));

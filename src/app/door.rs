@@ -236,10 +236,7 @@ impl SignalSession for Signal {
         let (app, cell, incarnation) = (self.app.clone(), self.cell.clone(), self.incarnation);
         self.app.runtime.spawn(async move {
             tokio::time::sleep(grace).await;
-            let resumed = cell.lock().incarnation != incarnation;
-            if !resumed {
-                app.end(&cell);
-            }
+            app.end_if(&cell, |inner| inner.incarnation == incarnation);
         });
     }
 }
@@ -272,5 +269,108 @@ impl From<proto::Verdict> for Verdict {
             proto::Verdict::Binary(bytes) => Self::Binary(bytes),
             proto::Verdict::Text(text) => Self::Text(text),
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::config::{Live, Settings};
+    use crate::media::{Media, MediaConfig};
+    use auralink_engine::{Engine, EngineConfig};
+    use auralink_proto::dtls::Identity;
+    use std::time::Duration;
+
+    /// A registry over media on loopback, where sessions end as soon as their signalling does.
+    fn app() -> Arc<App> {
+        let identity = Identity::generate().unwrap();
+        let engine = Arc::new(Engine::start(EngineConfig::default()).unwrap());
+        let (events, from_media) = tokio::sync::mpsc::unbounded_channel();
+        let config = MediaConfig {
+            ips: vec!["127.0.0.1".parse().unwrap()],
+            udp_port: 0,
+            tcp_port: None,
+            workers: 1,
+            consent_timeout: Duration::from_secs(30),
+        };
+        let media = Arc::new(Media::start(config, &identity, engine, events).unwrap());
+        let text = "upstream: http://127.0.0.1:9\nmedia: { ip: 127.0.0.1 }\nsession: { resume_grace: 0s }\n";
+        let settings = Settings::parse(text).unwrap().settings;
+        let live = Live::new(settings, "no.yaml");
+        let runtime = tokio::runtime::Handle::current();
+        let app = App::new(media, live, identity.fingerprint().to_owned(), runtime).unwrap();
+        tokio::spawn(app.clone().follow(from_media));
+        app
+    }
+
+    fn signal(app: &Arc<App>, cell: &Arc<Cell>, resumed: Option<Resumed>) -> Signal {
+        Signal {
+            app: app.clone(),
+            cell: cell.clone(),
+            incarnation: 0,
+            accepted: false,
+            resumed,
+            unknown_resume: false,
+            sid: String::new(),
+        }
+    }
+
+    /// A resume in the very moment in which the grace is over finds the session, or is told that it is gone.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+    async fn a_resume_as_the_grace_ends_is_taken_or_refused() {
+        let app = app();
+        let mut resumes = Vec::new();
+        for _ in 0..2_000 {
+            let cell = app.make(&token::Claims::default());
+            let mut first = signal(&app, &cell, None);
+            first.accepted();
+            let copy = Resumed {
+                session: cell.lock().session.clone(),
+                sockets: Bound::default(),
+                ended_pcs: 0,
+            };
+            let mut second = signal(&app, &cell, Some(copy));
+            first.closed(Closed {
+                by: By::Client,
+                code: None,
+            });
+            // The end is on its way on another thread.
+            for _ in 0..resumes.len() % 997 {
+                std::hint::spin_loop();
+            }
+            second.accepted();
+            resumes.push(second);
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let mut taken = 0;
+        for resume in &resumes {
+            let gone = resume.cell.lock().gone;
+            assert!(resume.unknown_resume || !gone, "it was taken and is ended");
+            taken += usize::from(!gone);
+        }
+        assert_eq!(app.cells().len(), taken, "who lives is in the registry");
+        assert!(taken > 0 && taken < resumes.len(), "{taken} were in time");
+    }
+
+    /// That the grace is over and that the session ends is one thing: nobody can take it in between.
+    #[tokio::test]
+    async fn nobody_resumes_what_is_being_ended() {
+        let app = app();
+        let cell = app.make(&token::Claims::default());
+        signal(&app, &cell, None).accepted();
+        let mut resume = signal(&app, &cell, None);
+        let mut resuming = None;
+        app.end_if(&cell, |_| {
+            resuming = Some(std::thread::spawn(move || {
+                resume.accepted();
+                resume
+            }));
+            std::thread::sleep(Duration::from_millis(100));
+            true
+        });
+        let resume = resuming.unwrap().join().unwrap();
+        assert!(resume.unknown_resume, "it must join anew");
+        assert!(cell.lock().gone && app.cells().is_empty());
     }
 }

@@ -132,10 +132,7 @@ impl WhipExchange for Create {
         let (later, watched) = (app.clone(), cell);
         app.runtime.spawn(async move {
             tokio::time::sleep(SETUP_LIMIT).await;
-            let joined = watched.lock().joined;
-            if !joined {
-                later.end(&watched);
-            }
+            later.end_if(&watched, |inner| !inner.joined);
         });
         Ok(body)
     }

@@ -89,6 +89,8 @@ pub enum MediaEvent {
         side: Side,
         /// Why.
         reason: CloseReason,
+        /// What its hop has done, client to server and server to client.
+        hop: [HopSnapshot; 2],
     },
 }
 
@@ -125,7 +127,7 @@ pub struct PcSnapshot {
 }
 
 /// The AIC hop of one direction on the status page.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct HopSnapshot {
     /// The cheapest rung that speech is packed with.
     pub rung: Option<Rung>,

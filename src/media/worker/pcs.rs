@@ -165,15 +165,7 @@ impl State {
                 up: pc.relay.flow_from(Side::Client).stats,
                 down: pc.relay.flow_from(Side::Server).stats,
                 shedding: pc.relay.flow_from(Side::Server).shedding(),
-                hop: [Side::Client, Side::Server].map(|side| {
-                    let coding = pc.relay.coding_from(side);
-                    let (rung, streams) = coding.in_use();
-                    HopSnapshot {
-                        rung,
-                        streams,
-                        stats: coding.stats(),
-                    }
-                }),
+                hop: hop(&pc.relay),
             })
             .collect();
         self.setup.snapshot.store(Arc::new(Snapshot {
@@ -193,4 +185,17 @@ impl State {
         self.out.flush();
         self.publish();
     }
+}
+
+/// What the hop of a peer connection is doing, client to server and server to client.
+pub(super) fn hop(relay: &Relay) -> [HopSnapshot; 2] {
+    [Side::Client, Side::Server].map(|side| {
+        let coding = relay.coding_from(side);
+        let (rung, streams) = coding.in_use();
+        HopSnapshot {
+            rung,
+            streams,
+            stats: coding.stats(),
+        }
+    })
 }
