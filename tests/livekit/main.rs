@@ -16,6 +16,7 @@ mod calls;
 mod chain;
 mod client;
 mod cycles;
+mod disclosure;
 mod faults;
 mod harness;
 mod hop;

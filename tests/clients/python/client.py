@@ -56,6 +56,7 @@ class Client:
         self.video: dict[str, dict] = {}
         self.data: dict[str, common.DataLog] = {}
         self.peers: set[str] = set()
+        self.attributes: dict[str, dict[str, str]] = {}
         self.tracks: list[tuple] = []
         self.current: dict[tuple, str] = {}
         # Seconds of the monotonic clock, one for each block, at which the first sample was sent and heard.
@@ -75,7 +76,8 @@ class Client:
 
     def subscribe_events(self) -> None:
         room = self.room
-        room.on("participant_connected", lambda p: self.peers.add(p.identity))
+        room.on("participant_connected", self.on_participant)
+        room.on("participant_attributes_changed", lambda _, p: self.note_attributes(p))
         room.on("track_subscribed", self.on_track)
         room.on("data_received", self.on_data)
         room.on("reconnecting", lambda: self.count("reconnecting"))
@@ -89,6 +91,14 @@ class Client:
 
     def count(self, what: str) -> None:
         self.counts[what] += 1
+
+    def on_participant(self, participant) -> None:
+        self.peers.add(participant.identity)
+        self.note_attributes(participant)
+
+    def note_attributes(self, participant) -> None:
+        if participant.identity != self.identity and participant.attributes:
+            self.attributes[participant.identity] = dict(participant.attributes)
 
     def on_e2ee(self, participant, state) -> None:
         # KEY_RATCHETED and the like are fine; these two mean that media cannot be read.
@@ -425,6 +435,7 @@ class Client:
             "remote_candidates": sorted(self.remote_candidates),
             **self.counts,
             "disconnected": self.disconnected,
+            "attributes": self.attributes,
             "inbound": self.flows["inbound"],
             "outbound": self.flows["outbound"],
             "said_at": round(float(np.median(self.said_at)), 4) if self.said_at else None,
@@ -440,7 +451,7 @@ def token(a) -> str:
         api.AccessToken(a.key, a.secret)
         .with_identity(a.identity)
         .with_ttl(datetime.timedelta(hours=1))
-        .with_grants(api.VideoGrants(room_join=True, room=a.room))
+        .with_grants(api.VideoGrants(room_join=True, room=a.room, can_update_own_metadata=a.own_metadata))
         .to_jwt()
     )
 

@@ -46,6 +46,7 @@ def parser(client: str) -> argparse.ArgumentParser:
     p.add_argument("--secret", default="secret-of-at-least-32-chars-for-auralink-tests")
     p.add_argument("--room", default="test")
     p.add_argument("--identity", default=f"{client}-{os.getpid()}")
+    p.add_argument("--own-metadata", action="store_true", help="a token by which it may change its own attributes")
     p.add_argument("--seconds", type=float, default=10, help="length of the call, counted from when all peers are there")
     p.add_argument("--audio", default="none", help="none | tone:HZ | wav:PATH (16 bit, 48 kHz; looped)")
     p.add_argument("--stereo", action="store_true", help="publish two channels; a tone is 1.5 times as high on the right")
