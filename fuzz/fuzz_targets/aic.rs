@@ -116,7 +116,9 @@ fn run(data: &[u8]) -> Option<()> {
             }
             7 => {
                 let bytes = script.bytes()?;
-                let _ = report::is_ours(bytes);
+                let mut rest = bytes.to_vec();
+                report::take_out(&mut rest);
+                assert!(!report::is_in(&rest));
                 report::read(bytes, |report| packer.report(now, &report));
             }
             8 | 9 => {

@@ -265,9 +265,12 @@ impl Relay {
             ),
         };
         // Reports of the hop are about what goes towards where they come from, and end here.
-        if what == Received::Rtcp && report::is_ours(&scratch.plain) {
+        if what == Received::Rtcp && report::is_in(&scratch.plain) {
             back.report(now, &scratch.plain);
-            return;
+            report::take_out(&mut scratch.plain);
+            if scratch.plain.is_empty() {
+                return;
+            }
         }
         if leg.state() != LegState::Established {
             if !early.push(what, &scratch.plain) {

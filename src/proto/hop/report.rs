@@ -65,20 +65,19 @@ pub fn write(sender_ssrc: u32, reports: &[Report], out: &mut Vec<u8>) {
 }
 
 /// Calls `f` for each packet of a compound until one can't be read: first byte, type, whole packet.
-fn packets<'a>(compound: &'a [u8], mut f: impl FnMut(u8, u8, &'a [u8])) -> bool {
+fn packets<'a>(compound: &'a [u8], mut f: impl FnMut(u8, u8, &'a [u8])) {
     let mut rest = compound;
     while let [first, kind, l1, l0, ..] = *rest {
         let len = 4 * (usize::from(u16::from_be_bytes([l1, l0])) + 1);
         let Some((packet, after)) = rest.split_at_checked(len) else {
-            return false;
+            return;
         };
         if first >> 6 != 2 {
-            return false;
+            return;
         }
         f(first, kind, packet);
         rest = after;
     }
-    rest.is_empty()
 }
 
 fn is_report(kind: u8, packet: &[u8]) -> bool {
@@ -125,12 +124,30 @@ pub fn read(compound: &[u8], mut f: impl FnMut(Report)) {
     });
 }
 
-/// Whether the compound holds nothing but `AIC1` packets: it belongs to the hop and is not passed on.
+/// Whether a compound holds an `AIC1` packet.
 #[must_use]
-pub fn is_ours(compound: &[u8]) -> bool {
-    let mut only = true;
-    let whole = packets(compound, |_, kind, packet| only &= is_report(kind, packet));
-    whole && only && !compound.is_empty()
+pub fn is_in(compound: &[u8]) -> bool {
+    let mut some = false;
+    packets(compound, |_, kind, packet| some |= is_report(kind, packet));
+    some
+}
+
+/// Takes the `AIC1` packets out of a compound: they belong to the hop and are not passed on. What else is in it stays, also
+/// what can't be read.
+pub fn take_out(compound: &mut Vec<u8>) {
+    let mut ours = Vec::new();
+    let mut at = 0;
+    packets(compound, |_, kind, packet| {
+        let range = at..at + packet.len();
+        at = range.end;
+        if is_report(kind, packet) {
+            ours.push(range);
+        }
+    });
+    // From the end on, so that the places of the others stay.
+    for range in ours.into_iter().rev() {
+        compound.drain(range);
+    }
 }
 
 #[cfg(test)]
@@ -156,22 +173,34 @@ mod tests {
         let reports: Vec<Report> = (0..40).map(report).collect();
         let mut out = Vec::new();
         write(9, &reports, &mut out);
-        assert!(is_ours(&out));
+        assert!(is_in(&out));
         let mut seen = Vec::new();
         read(&out, |report| seen.push(report));
         assert_eq!(seen, reports);
+        take_out(&mut out);
+        assert!(out.is_empty());
     }
 
     #[test]
-    fn reports_are_found_among_other_packets_and_not_taken_for_the_whole() {
-        let mut compound = vec![0x80, 201, 0, 1, 0, 0, 0, 1];
+    fn reports_are_taken_out_from_among_other_packets() {
+        let rr = [0x80, 201, 0, 1, 0, 0, 0, 1];
+        let other = [0x80, 204, 0, 2, 0, 0, 0, 1, b'T', b'E', b'S', b'T'];
+        let odd = [0x80, 204, 0, 200, 1];
+        let mut compound = rr.to_vec();
         write(9, &[report(7)], &mut compound);
-        compound.extend([0x80, 204, 0, 2, 0, 0, 0, 1, b'T', b'E', b'S', b'T']);
-        assert!(!is_ours(&compound));
+        compound.extend(other);
+        let mut twice = compound.clone();
+        write(9, &[report(8)], &mut twice);
+        twice.extend(odd);
+        assert!(is_in(&twice));
+        take_out(&mut twice);
+        assert_eq!(twice, [&rr[..], &other, &odd].concat());
+        assert!(!is_in(&twice));
+        assert!(is_in(&compound));
         let mut seen = Vec::new();
         read(&compound, |report| seen.push(report));
         assert_eq!(seen, [report(7)]);
-        assert!(!is_ours(&[]));
+        assert!(!is_in(&[]));
     }
 
     #[test]
@@ -188,7 +217,10 @@ mod tests {
         #[test]
         fn garbage_is_read_or_left(mut bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
             read(&bytes, |_| {});
-            let _ = is_ours(&bytes);
+            let mut rest = bytes.clone();
+            take_out(&mut rest);
+            prop_assert!(rest == bytes || is_in(&bytes));
+            prop_assert!(!is_in(&rest));
             // The same with a header that leads further in.
             for (at, byte) in [0x9f, APP, 0, 7].into_iter().enumerate() {
                 if let Some(old) = bytes.get_mut(at) { *old = byte; }

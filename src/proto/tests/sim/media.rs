@@ -249,6 +249,21 @@ fn replayed_packets_pass() {
 }
 
 #[test]
+fn reports_of_a_hop_end_here_whatever_they_come_among() {
+    let mut world = World::connected(12, Options::default());
+    let aic = [0x80, 204, 0, 2, 0, 0, 0, 9, b'A', b'I', b'C', b'1'];
+    let (first, last) = (receiver_report(1, 2, 0), pli(1, 2));
+    for compound in [&[&first[..], &aic, &last].concat()[..], &aic, &last] {
+        world.client.send_rtcp(compound);
+        world.server.send_rtcp(compound);
+    }
+    world.run_ms(100);
+    let expected = [[&first[..], &last].concat(), last];
+    assert_eq!(world.server.rtcp, expected);
+    assert_eq!(world.client.rtcp, expected);
+}
+
+#[test]
 fn data_crosses_both_ways_in_order_and_whole() {
     let mut world = World::connected(12, Options::default());
     // A 60 kB message in SCTP packets as libwebrtc and Pion cut them.

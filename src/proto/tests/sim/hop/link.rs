@@ -218,7 +218,7 @@ impl Link {
                 break;
             }
             let rtcp = entry.remove();
-            assert!(report::is_ours(&rtcp));
+            assert!(report::is_in(&rtcp));
             report::read(&rtcp, |report| self.packer.report(now, &report));
         }
     }
