@@ -1,6 +1,8 @@
 //! The registry of sessions: joins what signalling hears with what media does.
 
 mod door;
+#[cfg(test)]
+mod tests;
 mod whip;
 
 use crate::audit::Note;

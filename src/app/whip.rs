@@ -157,20 +157,23 @@ impl WhipExchange for Patch {
         answer: WhipAnswer<'_>,
         _: Option<OwnedSemaphorePermit>,
     ) -> Result<String, Fault> {
-        let Some(session) = self.restarted else {
+        let Some(mut restarted) = self.restarted else {
             return Ok(answer.body.to_owned());
         };
-        let before = {
-            let mut inner = self.cell.lock();
+        {
+            let inner = self.cell.lock();
             if inner.gone || inner.ended_pcs != self.ended_pcs {
                 let detail = "the WHIP session ended in the meantime: POST a new offer";
                 return Err(Fault::client(What::NotFound, detail));
             }
-            std::mem::replace(&mut inner.session, *session)
-        };
+        }
+        // An answer that can't be read leaves everything as it was: the server may go on with the credentials of before, and if
+        // it doesn't, consent is lost.
         self.app
             .with(&self.cell, |session, env| {
-                session.whip_fragment_answer(env, &before, answer.body)
+                let body = restarted.whip_fragment_answer(env, session, answer.body)?;
+                *session = *restarted;
+                Ok(body)
             })
             .map_err(|error| fault(&error, false))
     }
@@ -201,5 +204,97 @@ impl WhipExchange for End {
             });
         }
         Ok(answer.body.to_owned())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::super::tests::app;
+    use super::*;
+
+    /// `{"iss":"devkey","sub":"cam","video":{"room":"r"}}`
+    const QUERY: &str =
+        "access_token=e30.eyJpc3MiOiJkZXZrZXkiLCJzdWIiOiJjYW0iLCJ2aWRlbyI6eyJyb29tIjoiciJ9fQ.x";
+
+    fn request(app: &Arc<App>, message: WhipMessage<'_>) -> Whip {
+        let opening = Opening {
+            path: "/whip/v1",
+            query: QUERY,
+            authorization: None,
+            peer: "127.0.0.1:9".parse().unwrap(),
+        };
+        prepare(app, &opening, message).unwrap_or_else(|fault| panic!("{fault:?}"))
+    }
+
+    fn answered(whip: Whip, body: &str) -> Result<String, Fault> {
+        let places = Arc::new(tokio::sync::Semaphore::new(1));
+        let place = places.try_acquire_owned().unwrap();
+        let answer = WhipAnswer {
+            resource: Some("PA_1"),
+            body,
+        };
+        whip.exchange.answered(answer, Some(place))
+    }
+
+    fn creds(ufrag: &str) -> String {
+        let pwd = ufrag.repeat(5);
+        format!("a=ice-ufrag:{ufrag}\r\na=ice-pwd:{pwd}\r\n")
+    }
+
+    fn sdp(ufrag: &str, setup: &str) -> String {
+        format!(
+            "v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\na=group:BUNDLE 0\r\n\
+             m=audio 9 UDP/TLS/RTP/SAVPF 111\r\nc=IN IP4 0.0.0.0\r\na=mid:0\r\n{}\
+             a=fingerprint:sha-256 00:01\r\na=setup:{setup}\r\na=rtpmap:111 opus/48000/2\r\n",
+            creds(ufrag)
+        )
+    }
+
+    fn fragment(ufrag: &str) -> String {
+        format!(
+            "m=audio 9 UDP/TLS/RTP/SAVPF 111\r\na=mid:0\r\n{}",
+            creds(ufrag)
+        )
+    }
+
+    #[tokio::test]
+    async fn a_restart_whose_answer_cannot_be_read_leaves_everything_as_it_was() {
+        let app = app();
+        let offer = request(&app, WhipMessage::Offer(&sdp("client", "actpass")));
+        let told = offer.body.clone().unwrap();
+        answered(offer, &sdp("server", "active")).unwrap();
+        let restart = |ufrag: &str| {
+            let text = fragment(ufrag);
+            let message = WhipMessage::Fragment {
+                resource: "PA_1",
+                restart: true,
+                text: &text,
+            };
+            request(&app, message)
+        };
+        let trickled = || {
+            let text = fragment("client");
+            let message = WhipMessage::Fragment {
+                resource: "PA_1",
+                restart: false,
+                text: &text,
+            };
+            request(&app, message).body.unwrap()
+        };
+        let line = |text: &str| -> String {
+            let mut lines = text.lines();
+            let line = lines.find(|line| line.starts_with("a=ice-ufrag:"));
+            line.unwrap().to_owned()
+        };
+        assert_eq!(line(&trickled()), line(&told));
+        for unreadable in ["", "m=audio 9 UDP/TLS/RTP/SAVPF 111\r\na=mid:0\r\n"] {
+            assert!(answered(restart("again"), unreadable).is_err());
+            // The client's credentials of before are still those that the server knows under its own.
+            assert_eq!(line(&trickled()), line(&told));
+        }
+        let back = answered(restart("again"), &fragment("server2")).unwrap();
+        assert!(!back.contains("server2") && back.contains("a=ice-lite"));
+        assert_eq!(line(&trickled()), "a=ice-ufrag:client", "it is over now");
     }
 }
