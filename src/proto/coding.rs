@@ -4,22 +4,22 @@
 //! A stream that was packed once stays framed as long as its leg lives, native if need be: its
 //! sequence numbers are the hop's own from then on, and an SRTP index must not be used twice.
 
+mod agreed;
 mod recode;
 mod stats;
 
+pub use agreed::EngineRungs;
 pub use stats::HopStats;
 
-use crate::description::{PackRule, RestoreRule, TrackRule};
+use crate::description::TrackRule;
 use crate::flow::find;
 use crate::hop::recode::{Passed, RecodeJob, Recoder};
 use crate::hop::report::{self, Report};
-use crate::hop::{
-    DecodeJob, Decoded, EncodeJob, Encoded, PackTiming, Packer, PackerConfig, Redundancy, Refusal,
-    RestoreTiming, Restorer, RestorerConfig,
-};
-use crate::ladder::{Frames, Rung, Rungs};
+use crate::hop::{DecodeJob, Decoded, EncodeJob, Encoded, Packer, Refusal, Restorer};
+use crate::ladder::{Rung, Rungs};
 use crate::packet::RtpHeader;
 use crate::relay::Now;
+use agreed::{packer_config, restorer_config};
 use rustc_hash::FxHashMap;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -35,39 +35,6 @@ const IDLE: Duration = Duration::from_secs(60);
 
 /// Audio that a stream may have decoded and coded at once, and more than it can say in real time.
 const BUDGET: Duration = Duration::from_millis(1_500);
-
-/// What an engine can do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct EngineRungs {
-    /// What it codes now.
-    pub encodes: Rungs,
-    /// What it decodes.
-    pub decodes: Rungs,
-    /// Frames of the bundle behind L1 and L2.
-    pub frames: Frames,
-    /// The models of its neural rungs ([`crate::sdp::AicLine::models`]).
-    pub models: Option<u32>,
-}
-
-impl EngineRungs {
-    /// There is none.
-    pub const NONE: Self = Self {
-        encodes: Rungs::NONE,
-        decodes: Rungs::NONE,
-        frames: Frames::LYRA,
-        models: None,
-    };
-
-    /// Those of `rungs` that mean the same to a peer which speaks of these models: ours may have been replaced
-    /// since the peer was told of them, and others than were coded with decode to noise.
-    fn with(self, rungs: Rungs, models: Option<u32>) -> Rungs {
-        if models.is_some() && models == self.models {
-            rungs
-        } else {
-            rungs.and(Rungs::OPUS)
-        }
-    }
-}
 
 /// Our SSRC in reports. It sends nothing else, so its SRTCP index is its own.
 const REPORTER: u32 = u32::from_be_bytes(*b"AIC1");
@@ -624,34 +591,4 @@ fn due(stream: &Stream) -> Option<Instant> {
     let restorer = stream.restorer.as_ref().and_then(Restorer::poll_timeout);
     let recoder = stream.recoder.as_ref().and_then(Recoder::poll_timeout);
     packer.into_iter().chain(restorer).chain(recoder).min()
-}
-
-fn packer_config(
-    rule: &TrackRule,
-    pack: PackRule,
-    opus_pt: u8,
-    first_sequence: u16,
-) -> PackerConfig {
-    PackerConfig {
-        opus_pt,
-        red_pt: rule.opus_pts.1,
-        aic_pt: pack.pt,
-        hint_id: Some(pack.hint_id),
-        level_id: pack.level_id,
-        first_sequence,
-        peer_rungs: pack.rungs,
-        redundancy: Redundancy::default(),
-        timing: PackTiming::default(),
-    }
-}
-
-fn restorer_config(rule: &TrackRule, restore: RestoreRule) -> RestorerConfig {
-    RestorerConfig {
-        opus_pt: rule.opus_pts.0.unwrap_or(restore.pt),
-        red_pt: rule.opus_pts.1,
-        hint_id: Some(restore.hint_id),
-        level_id: restore.level_id,
-        rungs: Rungs::NONE,
-        timing: RestoreTiming::default(),
-    }
 }

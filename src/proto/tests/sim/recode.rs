@@ -12,6 +12,7 @@ use auralink_proto::relay::Side;
 const ABLE: EngineRungs = EngineRungs {
     encodes: Rungs::OPUS,
     decodes: Rungs::OPUS,
+    ..EngineRungs::NONE
 };
 
 /// SILK or CELT of 20 ms with a number in it.
