@@ -41,7 +41,7 @@ pub(crate) enum Note {
     /// It has ended.
     Gone(SessionId),
     /// A peer connection has ended, and this its hop has done: client to server, server to client.
-    Ended(SessionId, Target, [HopSnapshot; 2]),
+    Ended(SessionId, Target, Box<[HopSnapshot; 2]>),
 }
 
 /// One line.

@@ -90,7 +90,7 @@ pub enum MediaEvent {
         /// Why.
         reason: CloseReason,
         /// What its hop has done, client to server and server to client.
-        hop: [HopSnapshot; 2],
+        hop: Box<[HopSnapshot; 2]>,
     },
 }
 

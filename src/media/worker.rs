@@ -466,7 +466,7 @@ impl State {
                     target,
                     side,
                     reason,
-                    hop: pcs::hop(&pc.relay),
+                    hop: Box::new(pcs::hop(&pc.relay)),
                 },
             };
             // The receiver goes only when the process does.

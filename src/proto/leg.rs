@@ -151,7 +151,12 @@ impl Leg {
         locals: Vec<SocketAddr>,
         description: &LegDescription,
     ) -> Self {
-        let ice = Ice::Full(Box::new(FullAgent::new(locals, description)));
+        let ice = Ice::Full(Box::new(FullAgent::new(
+            now,
+            consent_timeout,
+            locals,
+            description,
+        )));
         Self::new(now, identity, consent_timeout, ice)
     }
 
