@@ -39,9 +39,10 @@ const LOSSY: u8 = 5;
 /// ... for so long.
 const CONSTRAINED: Duration = Duration::from_secs(30);
 
-/// TOC configurations of Opus below this one are SILK (RFC 6716 section 3.1): what encoders choose for
-/// speech at some 13 kbit/s and less, and all that LACE has anything to add to.
-const FIRST_HYBRID: u8 = 12;
+/// TOC configurations of wideband SILK in frames of 20 ms and more (RFC 6716 section 3.1): what encoders
+/// choose for speech at 10 to 13 kbit/s or so. LACE leaves everything else as it is, and then a second
+/// coding only costs.
+const ENHANCEABLE: std::ops::RangeInclusive<u8> = 9..=11;
 
 /// Names of [`RecodeStats::kept`], by [`Kept`].
 pub const KEPT: [&str; 9] = [
@@ -53,7 +54,7 @@ pub const KEPT: [&str; 9] = [
 pub enum Kept {
     /// The receiver isn't constrained, the rule was taken back, or the engine can't do it now.
     Off,
-    /// Its rate is near the rung's already, or too high for enhancement to add anything.
+    /// Its rate is near the rung's already, or it isn't what enhancement adds to.
     Rate,
     /// DTX, comfort noise, or LiveKit's silence.
     Dtx,
@@ -76,7 +77,7 @@ pub enum Kept {
 pub struct RecodeStats {
     /// Sent with another payload.
     pub recoded: u64,
-    /// Bytes that these became fewer; enhanced ones, which grow, aren't in it.
+    /// Bytes that these became shorter; those that grew count for nothing.
     pub saved: u64,
     /// Sent as they came, by [`Kept`].
     pub kept: [u64; KEPT.len()],
@@ -360,7 +361,9 @@ impl Recoder {
     /// Whether the source's rate lets the rule do any good.
     fn is_worth(&mut self, rule: RecodeRule, media: &[u8], unit_ms: u8) -> bool {
         let Some(rung) = rule.rung else {
-            return media.first().is_some_and(|toc| toc >> 3 < FIRST_HYBRID);
+            return media
+                .first()
+                .is_some_and(|toc| ENHANCEABLE.contains(&(toc >> 3)));
         };
         // At most 1,500 bytes in 20 ms.
         let bits = u32::try_from(media.len() * 8_000 / usize::from(unit_ms)).unwrap_or(u32::MAX);

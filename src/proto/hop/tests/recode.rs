@@ -229,7 +229,16 @@ fn a_low_rate_is_not_coded_down_and_a_high_one_not_enhanced() {
         (None, Some(packet(1))),
         "CELT"
     );
-    assert_eq!(up.stats.kept[Kept::Rate as usize], 1);
+    // Narrowband, and frames of 10 ms: nothing for LACE.
+    for toc in [0x08, 0x41] {
+        let mut other = small(1);
+        other[0] = toc;
+        up.skip();
+        up.take(clock.at(0), &rtp(OPUS, 1, 960, &other), 80);
+        assert_eq!(up.poll_job(), None, "{toc:#x}");
+        assert_eq!(out(&mut up), Some(rtp(OPUS, 1, 960, &other)));
+    }
+    assert_eq!(up.stats.kept[Kept::Rate as usize], 3);
     up.take(clock.at(0), &rtp(OPUS, 2, 1920, &small(2)), 80);
     let asked = job(&mut up);
     assert_eq!((asked.rung, asked.key), (None, None));
