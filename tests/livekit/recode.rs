@@ -1,9 +1,9 @@
 //! One sidecar alone that codes speech anew: enhanced on its way to the server, at a low rate on its way to subscribers.
 
-use crate::chain::{heard_well, talker};
+use crate::chain::{Link, RIGHT, heard_well, speech, talker};
 use crate::client::{Client, Kind, Report};
-use crate::harness::{Load, Trial, number, wait_for};
-use crate::servers::{Options, Stack};
+use crate::harness::{Load, Trial, array, number, wait_for};
+use crate::servers::{LiveKit, Options, Sidecar, Stack};
 use crate::wire::{Flow, Wire, kbps};
 use serde_json::Value;
 use std::time::Duration;
@@ -17,6 +17,7 @@ rooms:
   - { match: "enhance-*", mode: lean, audio: { enhance: true } }
   - { match: "low-lean-*", mode: lean, audio: { max_bitrate: 9k } }
   - { match: "low-enhance-*", mode: lean, audio: { max_bitrate: 9k, enhance: true } }
+  - { match: "lossy-*", identities: "ear-*", mode: lean, audio: { recode: L4 } }
   - { match: "ears-*", identities: "ear-*", mode: lean, audio: { recode: L4, recode_for: all } }
 "#;
 
@@ -172,7 +173,7 @@ fn subscribers_share_what_is_coded_for_them() {
             let client = Client::new(kind, &url, &room, &format!("{who}-{n}"));
             client.with("--wait-peers", 3).seconds(16.0)
         };
-        let wav = crate::chain::speech("talker-a");
+        let wav = speech("talker-a");
         let ann = make(Kind::Python, "ann").wav(&wav).spawn(&trial);
         // Both ways of LiveKit's to name a track: with one peer connection and with two.
         let ears = [
@@ -226,5 +227,68 @@ fn subscribers_share_what_is_coded_for_them() {
     heard_well(&trial, &free, &ann.client.identity, "talker-a", 3.3);
     let heard = two.audio_from(&ann.client.identity);
     assert!(number(heard, "/rms") > 0.01, "{heard}");
+    assert_eq!(sidecar.complaints(), Vec::<String>::new());
+}
+
+/// Of two subscribers only the one behind a bad link gets the low rate.
+#[test]
+fn a_subscriber_that_loses_packets_is_constrained() {
+    let trial = Trial::new(
+        "a_subscriber_that_loses_packets_is_constrained",
+        Load::Alone,
+    );
+    let room = trial.room("lossy");
+    let link = Link::new(&trial, &["--delay", "20", "--loss", "8"]);
+    let (_livekit, sidecar) = link.right(|| {
+        let livekit = LiveKit::start(&trial.dir);
+        let options = Options {
+            ips: vec![RIGHT.to_owned()],
+            rules: RULES.to_owned(),
+            ..Options::default()
+        };
+        let sidecar = Sidecar::start(&trial.dir, livekit.port, options);
+        (livekit, sidecar)
+    });
+    trial.watch(&sidecar.process.log);
+    let make = |who: &str| {
+        let client = Client::new(Kind::Python, &sidecar.url(), &room, who);
+        client.with("--wait-peers", 2).seconds(20.0)
+    };
+    let far = link.left(|| make("ear-far").spawn(&trial));
+    let (ann, near) = link.right(|| {
+        let ann = make("ann").wav(&speech("talker-a"));
+        (ann.spawn(&trial), make("ear-near").spawn(&trial))
+    });
+    // Of each session to which audio is coded anew: how many packets.
+    let recoded = || {
+        let status = link.right(|| sidecar.status());
+        let pcs = array(&status, "/sessions").iter();
+        let pcs = pcs.flat_map(|session| array(session, "/pcs"));
+        let counts = pcs.map(|pc| number(pc, "/recode_down/packets/recoded"));
+        counts.filter(|count| *count > 0.0).collect::<Vec<f64>>()
+    };
+    // Its reports come every few seconds.
+    let counts = wait_for(
+        "the constrained subscriber",
+        Duration::from_secs(60),
+        || {
+            let counts = recoded();
+            (counts.iter().sum::<f64>() > 200.0).then_some(counts)
+        },
+    );
+    assert_eq!(
+        counts.len(),
+        1,
+        "who loses nothing is constrained too: {counts:?}"
+    );
+    let (_, near, far) = (ann.finish(), near.finish(), far.finish());
+    for ear in [&near, &far] {
+        let heard = ear.audio_from("ann");
+        assert!(
+            number(heard, "/rms") > 0.01 && number(heard, "/seconds") > 10.0,
+            "{} heard nothing: {heard}",
+            ear.client.identity
+        );
+    }
     assert_eq!(sidecar.complaints(), Vec::<String>::new());
 }
