@@ -196,7 +196,13 @@ fn a_room_s_effective_settings() {
         "rooms:
   - { match: 'x*', identities: 'bot-*', mode: lean, audio: { max_bitrate: 16k } }
   - { match: xy, mode: lean, video: { codec: av1, max_bitrate: 400k } }
+  - { match: z, mode: lean, audio: { enhance: true, recode: L5, recode_for: all } }
 ",
+    );
+    let anew = "mode: lean\naudio: { max_bitrate: 12k, packet: 40ms, red: auto, enhance: true, recode: L5, recode_for: all }\nrung: L4\ndisclose: false\n# no video: left alone\n";
+    assert_eq!(
+        show_room(&s, "z", None, None),
+        format!("# room \"z\": rooms[2]\n{anew}")
     );
     let bots = "mode: lean\naudio: { max_bitrate: 16k, packet: 40ms, red: auto }\nrung: L4\ndisclose: false\n# no video: left alone\n";
     let all = "mode: lean\naudio: { max_bitrate: 12k, packet: 40ms, red: auto }\nrung: L4\ndisclose: false\nvideo: { codec: av1, max_bitrate: 400k, screen_share: keep }\n";

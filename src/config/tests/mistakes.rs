@@ -83,6 +83,10 @@ fn every_mistake_is_named_with_its_place_and_what_is_allowed() {
             "1:35 defaults.audio.max_bitrate: \"5k\" is out of range; bits a second like 12k or 2M from 6k to 510k is allowed",
         ),
         (
+            "defaults: { audio: { recode: L2 } }",
+            "1:30 defaults.audio.recode: \"L2\" is none of: off, L3, L4, L5, L6",
+        ),
+        (
             "defaults: { audio: { max_bitrate: fast } }",
             "1:35 defaults.audio.max_bitrate: \"fast\": bits a second like 12k or 2M from 6k to 510k is allowed",
         ),

@@ -320,3 +320,82 @@ fn refused(index: usize, job: &Recode, reason: Refusal, failed: Option<Rung>) ->
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::job::{Direction, Job};
+
+    /// Counts what was coded, copied and refused.
+    #[derive(Default)]
+    struct Counts([usize; 3]);
+
+    impl Sink for Counts {
+        fn running(&mut self, _: Rungs) {}
+        fn done(&mut self, done: Done) {
+            let place = match done.outcome {
+                Outcome::Recoded(recoded) => usize::from(recoded.shared),
+                Outcome::Refused { .. } => 2,
+                other => panic!("{other:?}"),
+            };
+            self.0[place] += 1;
+        }
+        fn flush(&mut self) {}
+    }
+
+    fn ask(track: u64, source: Option<u128>, packet: &[u8]) -> (Key, Job) {
+        let job = Recode {
+            track,
+            id: 0,
+            key: source,
+            rung: Some(Rung::L4),
+            payload: packet.to_vec(),
+            lost_before: 0,
+        };
+        (Key { port: 0, track }, Job::Recode(job))
+    }
+
+    #[test]
+    fn sources_that_end_or_fall_silent_are_forgotten_and_bounded() {
+        let slow = Duration::from_secs(10);
+        let mut desk = Desk::new(64_000, 5, slow, Kit::default());
+        let packets = crate::testing::client("talker-a", 2, 20);
+        let packet = &packets[60];
+        let (now, mut counts) = (Instant::now(), Counts::default());
+        let jobs = vec![
+            ask(1, Some(7), packet),
+            ask(2, Some(7), packet),
+            ask(3, None, packet),
+        ];
+        desk.work(jobs, Rungs::ALL, now, &mut counts);
+        assert_eq!((desk.tracks(), counts.0), (2, [2, 1, 0]));
+        // The end of one stream is not that of what others share.
+        let close = |track| {
+            let direction = Direction::Recode;
+            (Key { port: 0, track }, Job::Close { track, direction })
+        };
+        desk.work((1..4).map(close).collect(), Rungs::ALL, now, &mut counts);
+        assert_eq!(desk.tracks(), 1);
+        desk.work(Vec::new(), Rungs::ALL, now + IDLE, &mut counts);
+        assert_eq!(desk.tracks(), 0);
+        // A stranger's streams don't take all memory; what has no room goes as it came.
+        let many = (0..MOST_TRACKS as u64 / 4 + 5).map(|track| ask(track, None, packet));
+        let mut counts = Counts::default();
+        desk.work(many.collect(), Rungs::ALL, now + IDLE, &mut counts);
+        assert_eq!(
+            (desk.tracks(), counts.0),
+            (MOST_TRACKS / 4, [MOST_TRACKS / 4, 0, 5])
+        );
+        // Nothing may be used: the breakers are open.
+        let mut counts = Counts::default();
+        desk.work(
+            vec![ask(1, None, packet)],
+            Rungs::NONE,
+            now + IDLE,
+            &mut counts,
+        );
+        assert_eq!(counts.0, [0, 0, 1]);
+    }
+}

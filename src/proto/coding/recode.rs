@@ -3,6 +3,7 @@
 use super::{Coding, EngineRungs, Outcome, Stream};
 use crate::description::TrackRule;
 use crate::hop::recode::Recoder;
+use crate::packet::RtpHeader;
 use std::time::Instant;
 
 impl Coding {
@@ -72,7 +73,9 @@ pub(super) fn take(
     }
     match &mut stream.recoder {
         Some(recoder) if recoder.is_idle(now) => {
-            recoder.skip();
+            if let Some(header) = RtpHeader::parse(packet) {
+                recoder.skip(header.sequence);
+            }
             false
         }
         Some(recoder) => {

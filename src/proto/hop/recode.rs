@@ -238,9 +238,12 @@ impl Recoder {
         self.line.is_empty() && self.sent.is_empty() && self.active(now).is_none()
     }
 
-    /// A packet goes by that nothing is to be done with: what comes next follows nothing.
-    pub fn skip(&mut self) {
-        self.newest = None;
+    /// A packet goes by that nothing is to be done with. It isn't coded when it is asked for again either.
+    pub fn skip(&mut self, sequence: u16) {
+        let ahead = |newest| sequence.wrapping_sub(newest).cast_signed();
+        if self.newest.is_none_or(|newest| ahead(newest) > 0) {
+            self.newest = Some(sequence);
+        }
         self.lost = 0;
     }
 

@@ -5,6 +5,8 @@ use crate::description::RecodeRule;
 use crate::hop::Refusal;
 use crate::hop::recode::{Kept, RecodeJob, Recoder};
 use crate::ladder::Rung;
+use proptest::prelude::*;
+use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
 
 const ALL: RecodeRule = RecodeRule {
@@ -230,26 +232,25 @@ fn a_low_rate_is_not_coded_down_and_a_high_one_not_enhanced() {
         "CELT"
     );
     // Narrowband, and frames of 10 ms: nothing for LACE.
-    for toc in [0x08, 0x41] {
+    for (n, toc) in [(2, 0x08), (3, 0x41)] {
         let mut other = small(1);
         other[0] = toc;
-        up.skip();
-        up.take(clock.at(0), &rtp(OPUS, 1, 960, &other), 80);
+        up.take(clock.at(0), &rtp(OPUS, n, 960, &other), 80);
         assert_eq!(up.poll_job(), None, "{toc:#x}");
-        assert_eq!(out(&mut up), Some(rtp(OPUS, 1, 960, &other)));
+        assert_eq!(out(&mut up), Some(rtp(OPUS, n, 960, &other)));
     }
     assert_eq!(up.stats.kept[Kept::Rate as usize], 3);
-    up.take(clock.at(0), &rtp(OPUS, 2, 1920, &small(2)), 80);
+    up.take(clock.at(0), &rtp(OPUS, 4, 3840, &small(4)), 80);
     let asked = job(&mut up);
     assert_eq!((asked.rung, asked.key), (None, None));
-    up.recoded(clock.at(0), asked.id, media(2));
-    assert_eq!(out(&mut up), Some(packet(2)), "it may grow");
+    up.recoded(clock.at(0), asked.id, media(4));
+    assert_eq!(out(&mut up), Some(packet(4)), "it may grow");
     assert_eq!((up.stats.recoded, up.stats.saved), (1, 0));
     // Of another duration than it was: no result.
-    up.take(clock.at(0), &rtp(OPUS, 3, 2880, &small(3)), 80);
+    up.take(clock.at(0), &rtp(OPUS, 5, 4800, &small(5)), 80);
     let asked = job(&mut up);
     up.recoded(clock.at(0), asked.id, vec![0x50; 90]);
-    assert_eq!(out(&mut up).unwrap()[12..], small(3));
+    assert_eq!(out(&mut up).unwrap()[12..], small(5));
 }
 
 /// A RED packet with the one before it.
@@ -337,4 +338,102 @@ fn a_rule_taken_back_ends_it_at_once() {
     );
     recoder.set_able(true);
     assert_eq!(coded(&mut recoder, clock.at(80), 5)[12..], small(5));
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    /// The packet so far ahead of the newest, or behind it.
+    Take(i16),
+    Wait(u64),
+    /// The oldest job, with this much Opus.
+    Answer(usize),
+    Refuse(bool),
+    Report(u8),
+    Rule(bool),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        8 => Just(Step::Take(1)),
+        4 => (-40i16..6).prop_map(Step::Take),
+        1 => (-400i16..400).prop_map(Step::Take),
+        6 => (0u64..12).prop_map(Step::Wait),
+        8 => (9usize..200).prop_map(Step::Answer),
+        1 => any::<bool>().prop_map(Step::Refuse),
+        1 => any::<u8>().prop_map(Step::Report),
+        1 => any::<bool>().prop_map(Step::Rule),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 500,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    /// An SRTP index stands for one payload, and a packet leaves once for each time that it came or is counted as dropped.
+    #[test]
+    fn a_number_never_stands_for_two_payloads(steps in proptest::collection::vec(step(), 1..400), lossy_only: bool) {
+        let (clock, mut recoder) = (Clock::new(), recoder(RecodeRule { lossy_only, ..ALL }));
+        let (mut ms, mut newest) = (0, 1000u16);
+        let mut jobs = VecDeque::new();
+        let mut sent: HashMap<u16, Vec<u8>> = HashMap::new();
+        let (mut came, mut went) = (0, 0);
+        let steps = steps.into_iter().chain([Step::Wait(30)]);
+        for step in steps {
+            let now = clock.at(ms);
+            match step {
+                Step::Take(ahead) => {
+                    let sequence = newest.wrapping_add_signed(ahead);
+                    if ahead > 0 {
+                        newest = sequence;
+                    }
+                    // As the worker does: what needn't be taken goes by.
+                    if recoder.is_idle(now) {
+                        recoder.skip(sequence);
+                        let own = packet(sequence);
+                        // So far behind nobody asks again.
+                        let close = newest.wrapping_sub(sequence) <= 256;
+                        if close {
+                            prop_assert_eq!(sent.entry(sequence).or_insert_with(|| own.clone()), &own);
+                        }
+                        continue;
+                    }
+                    came += 1;
+                    recoder.take(now, &packet(sequence), 160);
+                }
+                Step::Wait(passed) => {
+                    ms += passed;
+                    recoder.handle_timeout(clock.at(ms));
+                }
+                Step::Answer(len) => {
+                    if let Some(RecodeJob { id, payload, .. }) = jobs.pop_front() {
+                        let mut opus = vec![0x48, payload[1]];
+                        opus.resize(len, 0x66);
+                        recoder.recoded(now, id, opus);
+                    }
+                }
+                Step::Refuse(lasts) => {
+                    if let Some(RecodeJob { id, .. }) = jobs.pop_front() {
+                        recoder.refused(now, id, if lasts { Refusal::Stereo } else { Refusal::Busy });
+                    }
+                }
+                Step::Report(lost) => recoder.report(now, lost),
+                Step::Rule(on) => recoder.set_rule(on.then_some(RecodeRule { lossy_only, ..ALL })),
+            }
+            jobs.extend(std::iter::from_fn(|| recoder.poll_job()));
+            prop_assert!(jobs.len() <= 400);
+            while let Some(packet) = out(&mut recoder) {
+                went += 1;
+                let sequence = u16::from_be_bytes([packet[2], packet[3]]);
+                prop_assert_eq!(&packet[..12], &self::packet(sequence)[..12]);
+                let again = sent.insert(sequence, packet.clone());
+                if let Some(before) = again {
+                    prop_assert_eq!(before, packet);
+                }
+            }
+        }
+        prop_assert_eq!(went + recoder.stats.dropped, came);
+    }
 }
