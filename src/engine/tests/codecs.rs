@@ -227,13 +227,73 @@ fn quiet_speech_keeps_its_level_at_24_khz() {
     assert!(off.abs() < 2.5, "{off} dB louder");
 }
 
-/// What is said of a bundle whose manifest has one of its lines changed.
-fn said_of(folder: &Path, from: &str, to: &str) -> String {
+/// The bundle with one line of its manifest changed.
+fn changed(folder: &Path, from: &str, to: &str) -> tempfile::TempDir {
     let copy = copy_of(folder);
     let path = copy.path().join("manifest.yaml");
     let text = std::fs::read_to_string(&path).unwrap();
     assert!(text.contains(from), "{from} is not in {text}");
     std::fs::write(&path, text.replacen(from, to, 1)).unwrap();
+    copy
+}
+
+#[test]
+fn a_gain_is_taken_back_where_the_codec_s_delay_puts_it() {
+    let packets = client("talker-a", 8, 20);
+    let (coded, _) = hop_with(wide(), &packets, 2, |_| Rung::L2);
+    let folder = codes_bundle("lyra2-24k");
+    let without = changed(&folder, "delay: 96", "delay: 0");
+    // As if each second packet had been 12 dB louder before coding: taken back, it comes out quieter.
+    let heard_with = |folder: &Path, gain: i8| {
+        let config = EngineConfig {
+            lyra: Some(folder.to_owned()),
+            ..config()
+        };
+        let engine = Engine::start(config).unwrap();
+        let (port, _) = port(&engine);
+        let restored: Vec<_> = coded
+            .iter()
+            .enumerate()
+            .map(|(k, coded)| {
+                let gain = if k % 2 == 1 { gain } else { 0 };
+                decode(
+                    &port,
+                    Decode {
+                        gain,
+                        ..payload(coded, 2)
+                    },
+                )
+            })
+            .collect();
+        sound(&restored)
+    };
+    let plain = heard_with(&folder, 0);
+    // Milliseconds from such a packet's beginning until it is 6 dB quieter, over all where somebody speaks.
+    let turn = |folder: &Path| {
+        let stepped = heard_with(folder, 12);
+        let energy = |pcm: &[f32]| pcm.iter().map(|x| x * x).sum::<f32>();
+        (0..35)
+            .find(|ms| {
+                let (mut with, mut without) = (0.0, 0.0);
+                for start in (2 * FRAME..plain.len() - 2 * FRAME).step_by(4 * FRAME) {
+                    let here = start + ms * 16..start + (ms + 1) * 16;
+                    with += energy(&stepped[here.clone()]);
+                    without += energy(&plain[here]);
+                }
+                with < 0.25 * without
+            })
+            .unwrap()
+    };
+    let (right, early) = (turn(&folder), turn(without.path()));
+    assert!(
+        (3..=5).contains(&(right as i32 - early as i32)),
+        "{right} ms, without the delay {early} ms: 4 ms apart"
+    );
+}
+
+/// What is said of a bundle whose manifest has one of its lines changed.
+fn said_of(folder: &Path, from: &str, to: &str) -> String {
+    let copy = changed(folder, from, to);
     verify(copy.path(), &runtime()).unwrap_err().to_string()
 }
 
@@ -485,10 +545,7 @@ fn what_a_bundle_keeps_silent_is_found_by_a_trial() {
     );
     assert!(tried_codec(codec).is_ok());
     // The engine goes on without one that can't be used, and says why.
-    let copy = copy_of(&codes_bundle("lyra2-24k"));
-    let path = copy.path().join("manifest.yaml");
-    let text = std::fs::read_to_string(&path).unwrap();
-    std::fs::write(&path, text.replacen("entries: 16", "entries: 8", 1)).unwrap();
+    let copy = changed(&codes_bundle("lyra2-24k"), "entries: 16", "entries: 8");
     let engine = Engine::start(EngineConfig {
         lyra: Some(copy.path().to_owned()),
         vad: Some(vad_bundle()),
