@@ -1,5 +1,6 @@
 //! The engine as a media worker sees it: real speech, real models, and models that misbehave.
 
+mod bundles;
 mod call;
 mod codecs;
 pub(crate) use call::group;
