@@ -1,6 +1,6 @@
 //! One sidecar alone that codes speech anew: enhanced on its way to the server, at a low rate on its way to subscribers.
 
-use crate::chain::{Link, RIGHT, heard_well, speech, talker};
+use crate::chain::{GOOD_SPEECH, Link, RIGHT, heard_well, speech, talker};
 use crate::client::{Client, Kind, Report};
 use crate::harness::{Load, Trial, array, number, wait_for};
 use crate::servers::{LiveKit, Options, Sidecar, Stack};
@@ -47,10 +47,23 @@ fn jobs(status: &Value, what: &str) -> f64 {
     number(status, &format!("/engine/jobs/{what}"))
 }
 
-/// Whether the codecs had no CPU to spare.
-fn disturbed(status: &Value) -> bool {
-    let late = recode(status, "missed") + recode(status, "resting") + recode(status, "off");
-    late > 0.1 * recode(status, "recoded")
+/// Makes a call, and makes it again, twice at most, where the codecs had no CPU to spare: then packets go as they came. `call` is
+/// given its number.
+fn undisturbed<T>(sidecar: &Sidecar, mut call: impl FnMut(usize) -> T) -> T {
+    let mut seen = None;
+    for n in 0..3 {
+        let before = sidecar.status();
+        let result = call(n);
+        let after = sidecar.status();
+        let since = |what| recode(&after, what) - recode(&before, what);
+        seen = Some(result);
+        let late = since("missed") + since("resting") + since("off");
+        if late <= 0.1 * since("recoded") {
+            break;
+        }
+        println!("the machine was too busy for the codecs: {late} packets; the call is made again");
+    }
+    seen.expect("a call")
 }
 
 /// kbps from the publisher and to the listener, and how it sounded there.
@@ -97,7 +110,7 @@ fn heard_at_the_server(trial: &Trial, stack: &Stack, room: &str, name: &str) -> 
     let ports = [sidecar.udp_ports(), vec![stack.livekit.udp_port]].concat();
     let flows = Wire::count(trial, &format!("wire-{room}"), 8.0, &ports).flows();
     let (ann, ben) = (ann.finish(), ben.finish());
-    let score = heard_well(trial, &ben, &ann.client.identity, name, 3.0);
+    let score = heard_well(trial, &ben, &ann.client.identity, name, GOOD_SPEECH);
     sidecar.wait_empty(room, Duration::from_secs(30));
     Heard {
         up: wire(&flows, &sidecar.udp_ports(), &ann).0,
@@ -114,10 +127,9 @@ fn steered_speech_reaches_the_server_enhanced() {
     let room = |mode: &str, n: usize| format!("{}-{n}", trial.room(mode));
     let plain = heard_at_the_server(&trial, &stack, &room("lean", 0), "talker-a");
     assert_eq!(recode(&stack.sidecar.status(), "recoded"), 0.0);
-    let enhanced = (1..4)
-        .map(|n| heard_at_the_server(&trial, &stack, &room("enhance", n), "talker-a"))
-        .find(|_| !disturbed(&stack.sidecar.status()))
-        .expect("three calls, and the machine was too busy for the codecs in all of them");
+    let enhanced = undisturbed(&stack.sidecar, |n| {
+        heard_at_the_server(&trial, &stack, &room("enhance", n), "talker-a")
+    });
     println!("lean: {plain}; enhanced: {enhanced}");
     for up in [plain.up, enhanced.up] {
         assert!(
@@ -191,10 +203,7 @@ fn subscribers_share_what_is_coded_for_them() {
         sidecar.wait_empty(&room, Duration::from_secs(30));
         (before, flows, ann, ears)
     };
-    let (before, flows, ann, [one, two, free]) = (0..3)
-        .map(call)
-        .find(|_| !disturbed(&sidecar.status()))
-        .expect("three calls, and the machine was too busy for the codecs in all of them");
+    let (before, flows, ann, [one, two, free]) = undisturbed(sidecar, call);
     let down = |report| wire(&flows, &sidecar.udp_ports(), report).1;
     let (up, _) = wire(&flows, &sidecar.udp_ports(), &ann);
     let rates = [down(&one), down(&two), down(&free)];
@@ -223,8 +232,8 @@ fn subscribers_share_what_is_coded_for_them() {
         (0.9 * made..=1.02 * made).contains(&shared),
         "two subscribers on two workers don't share: {made} made, {shared} shared"
     );
-    heard_well(&trial, &one, &ann.client.identity, "talker-a", 3.2);
-    heard_well(&trial, &free, &ann.client.identity, "talker-a", 3.3);
+    heard_well(&trial, &one, &ann.client.identity, "talker-a", GOOD_SPEECH);
+    heard_well(&trial, &free, &ann.client.identity, "talker-a", GOOD_SPEECH);
     let heard = two.audio_from(&ann.client.identity);
     assert!(number(heard, "/rms") > 0.01, "{heard}");
     assert_eq!(sidecar.complaints(), Vec::<String>::new());
