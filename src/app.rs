@@ -265,10 +265,13 @@ impl App {
             media: &self.media,
             bound: &mut inner.sockets,
         };
-        // A bundle may have been replaced while the call runs.
-        inner
-            .session
-            .set_engine(self.media.rungs(), self.media.models());
+        // A bundle may have been replaced while the call runs. One that is gone may come back, and until then reports say that it is.
+        let rungs = self.media.rungs();
+        if let Some(models) = self.media.models()
+            && rungs.iter().any(Rung::is_neural)
+        {
+            inner.session.set_models(rungs, models);
+        }
         let result = f(&mut inner.session, &mut env)?;
         self.tell_media(cell, inner);
         Ok(result)

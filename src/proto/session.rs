@@ -176,10 +176,10 @@ impl Session {
         edit_response(frame, &mut Visit { session: self, env })
     }
 
-    /// What the engine decodes now, and with which models: from the next SDP on, that is what peers are told.
-    pub fn set_engine(&mut self, rungs: Rungs, models: Option<u32>) {
+    /// The engine's models are these now, and with them it decodes so much: from the next SDP on, that is what peers are told.
+    pub fn set_models(&mut self, rungs: Rungs, models: u32) {
         self.config.rungs = rungs;
-        self.config.models = models;
+        self.config.models = Some(models);
     }
 
     /// Ends everything that needs no renegotiation: the room was switched off while the call runs.
