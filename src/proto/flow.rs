@@ -78,6 +78,37 @@ struct Stream {
     reported_loss: bool,
     last_timestamp: Option<u32>,
     predictor: RatioPredictor,
+    shed: Shedding,
+}
+
+/// Which of a stream's last packets were shed. One that is asked for again (NACK) goes as it did the
+/// first time: an SRTP index must not be used for two payloads (RFC 3711 section 9.1).
+#[derive(Debug, Default)]
+struct Shedding {
+    newest: Option<u16>,
+    /// The newest is the lowest bit.
+    shed: u128,
+}
+
+impl Shedding {
+    /// Whether this packet is to be shed, where a new one would be or not.
+    fn of(&mut self, sequence: u16, sheds: bool) -> bool {
+        let newest = *self.newest.get_or_insert(sequence.wrapping_sub(1));
+        let ahead = sequence.wrapping_sub(newest).cast_signed();
+        if ahead <= 0 {
+            // Of what is older than all that is known, the oldest known says most.
+            let behind = u32::from(ahead.unsigned_abs()).min(u128::BITS - 1);
+            return self.shed >> behind & 1 == 1;
+        }
+        self.newest = Some(sequence);
+        let passed = u32::from(ahead.unsigned_abs());
+        // What was overtaken goes as it would have before the newest.
+        let before = if self.shed & 1 == 1 { u128::MAX } else { 0 };
+        let kept = self.shed.checked_shl(passed).unwrap_or(0);
+        let between = !(u128::MAX.checked_shl(passed).unwrap_or(0)) & before;
+        self.shed = (kept | between) & !1 | u128::from(sheds);
+        sheds
+    }
 }
 
 /// One direction.
@@ -146,7 +177,10 @@ impl Flow {
             return UNTOUCHED;
         };
         let (mut saved, mut added) = (0, 0);
-        let sheds = rule.shed_red.is_some() && (stream.shedding || rule.shed_always);
+        let sheds = rule.shed_red.is_some()
+            && stream
+                .shed
+                .of(header.sequence, stream.shedding || rule.shed_always);
         if rule.default_bytes_per_second > 0 {
             saved += steering_saved(stream, rule, &header, packet, wire_len);
         }
@@ -289,11 +323,40 @@ mod tests {
         }
     }
 
-    fn sheds(flow: &mut Flow) -> bool {
-        let mut packet = red_packet(1);
+    fn sheds_packet(flow: &mut Flow, sequence: u8) -> bool {
+        let mut packet = red_packet(sequence);
         let before = packet.len();
         flow.apply(&mut packet, before, 0);
         packet.len() < before
+    }
+
+    /// Whether the next packet is shed.
+    fn sheds(flow: &mut Flow) -> bool {
+        let newest = flow.streams.get(&SSRC).and_then(|s| s.shed.newest);
+        let next = newest.map_or(1, |newest| newest + 1);
+        sheds_packet(flow, u8::try_from(next).unwrap())
+    }
+
+    #[test]
+    fn a_packet_that_is_asked_for_again_goes_as_the_first_time() {
+        let mut flow = flow(shed_rule());
+        for sequence in [1, 2] {
+            assert!(!sheds_packet(&mut flow, sequence));
+        }
+        flow.report(SSRC, 0);
+        for sequence in [3, 4, 7] {
+            assert!(sheds_packet(&mut flow, sequence));
+        }
+        assert!(!sheds_packet(&mut flow, 2));
+        flow.report(SSRC, 20);
+        assert!(!sheds_packet(&mut flow, 8));
+        for (sequence, shed) in [(1, false), (3, true), (6, true), (7, true), (8, false)] {
+            assert_eq!(sheds_packet(&mut flow, sequence), shed, "{sequence}");
+        }
+        assert!(!sheds_packet(&mut flow, 50));
+        for (sequence, shed) in [(1, false), (3, true), (8, false), (49, false)] {
+            assert_eq!(sheds_packet(&mut flow, sequence), shed, "{sequence}");
+        }
     }
 
     #[test]
@@ -381,8 +444,10 @@ mod tests {
 
     #[test]
     fn the_hint_says_redundancy_only_while_none_is_shed() {
-        let hint = |flow: &mut Flow| {
-            let mut packet = red_packet(1);
+        let mut sequence = 0;
+        let mut hint = |flow: &mut Flow| {
+            sequence += 1;
+            let mut packet = red_packet(sequence);
             let len = packet.len();
             flow.apply(&mut packet, len, 0);
             let header = RtpHeader::parse(&packet).unwrap();
