@@ -104,7 +104,7 @@ fn opus(packets: &[Vec<u8>]) {
             each(began.elapsed(), groups.len())
         );
     }
-    let mut local = auralink_engine::opus::SpeechEncoder::new(64_000, 5).unwrap();
+    let mut local = auralink_engine::opus::SpeechEncoder::local(16_000, 64_000, 5).unwrap();
     let began = Instant::now();
     for frame in pcm.chunks_exact(FRAME) {
         local.encode(frame).unwrap();

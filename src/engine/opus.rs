@@ -11,6 +11,8 @@ use crate::codec::{Codec, CodecError, DecodeTask, EncodeTask, SAMPLE_RATE};
 pub const DELAY: usize = 104;
 /// The longest packet that Opus knows, in milliseconds.
 const LONGEST_MS: usize = 120;
+/// Bits a second from which CELT codes wideband speech as well as SILK does.
+const PLENTY: u32 = 48_000;
 /// Larger than any packet of 60 ms that our settings give.
 const LARGEST: usize = 1500;
 
@@ -206,13 +208,36 @@ impl SpeechEncoder {
     /// # Errors
     /// Another rate, and as [`SpeechEncoder::new`].
     pub fn at(sample_rate: usize, bitrate: u32, complexity: u8) -> Result<Self, CodecError> {
+        Self::with(Application::Voip, sample_rate, bitrate, complexity)
+    }
+
+    /// An encoder for the listener's side, where bytes are cheap and CPU is not: from [`PLENTY`] on CELT alone, which takes a third of
+    /// SILK's time and delays the sound by 4 ms less.
+    ///
+    /// # Errors
+    /// As [`SpeechEncoder::at`].
+    pub fn local(sample_rate: usize, bitrate: u32, complexity: u8) -> Result<Self, CodecError> {
+        let application = if bitrate >= PLENTY {
+            Application::LowDelay
+        } else {
+            Application::Voip
+        };
+        Self::with(application, sample_rate, bitrate, complexity)
+    }
+
+    fn with(
+        application: Application,
+        sample_rate: usize,
+        bitrate: u32,
+        complexity: u8,
+    ) -> Result<Self, CodecError> {
         let (rate, bandwidth) = match sample_rate {
             SAMPLE_RATE => (SampleRate::Hz16000, Bandwidth::Wide),
             24_000 => (SampleRate::Hz24000, Bandwidth::Superwide),
             48_000 => (SampleRate::Hz48000, Bandwidth::Full),
             _ => return Err(CodecError::Input("no sample rate of Opus")),
         };
-        let mut inner = Encoder::new(Channels::Mono, rate, Application::Voip)?;
+        let mut inner = Encoder::new(Channels::Mono, rate, application)?;
         inner.set_bandwidth(bandwidth)?;
         inner.set_bitrate(Bitrate::Value(bitrate))?;
         inner.set_complexity(complexity)?;

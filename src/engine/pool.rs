@@ -224,6 +224,48 @@ impl Shared {
     }
 }
 
+/// How much of its time a thread works, and how long it waits for more jobs because of that: a batch costs less than its jobs one
+/// by one, but while there is time for them one by one nobody should wait.
+struct Pace {
+    /// Share of the last while, 0 to 1.
+    busy: f32,
+    last: Instant,
+}
+
+impl Pace {
+    /// What counts as the last while.
+    const WHILE: Duration = Duration::from_millis(200);
+    /// From this share on it waits, ...
+    const EASY: f32 = 0.4;
+    /// ... and at this for as long as it ever does.
+    const FULL: f32 = 0.8;
+    const LONGEST: Duration = Duration::from_millis(5);
+
+    const fn new(now: Instant) -> Self {
+        Self {
+            busy: 0.0,
+            last: now,
+        }
+    }
+
+    /// How long a job may wait for company, from when it was sent.
+    fn wait(&self) -> Duration {
+        let part = (self.busy - Self::EASY) / (Self::FULL - Self::EASY);
+        Self::LONGEST.mul_f32(part.clamp(0.0, 1.0))
+    }
+
+    /// It has worked from `began` to `now`.
+    fn worked(&mut self, began: Instant, now: Instant) {
+        let passed = now.saturating_duration_since(self.last).as_secs_f32();
+        let worked = now.saturating_duration_since(began).as_secs_f32();
+        if passed > 0.0 {
+            let fresh = 1.0 - (-passed / Self::WHILE.as_secs_f32()).exp();
+            self.busy += fresh * ((worked / passed).min(1.0) - self.busy);
+        }
+        self.last = now;
+    }
+}
+
 /// The thread's side of its slot.
 struct Thread {
     shared: Arc<Shared>,
@@ -244,6 +286,7 @@ impl Thread {
             kit,
         );
         let mut items = Vec::with_capacity(config.batch);
+        let mut pace = Pace::new(Instant::now());
         loop {
             select_biased! {
                 recv(slot.equip) -> kit => match kit {
@@ -262,7 +305,14 @@ impl Thread {
             if items.is_empty() {
                 continue;
             }
-            items.extend(slot.queue.try_iter().take(config.batch.saturating_sub(1)));
+            let more = config.batch.saturating_sub(1);
+            if let Some(first) = items.first()
+                && slot.queue.len() < more
+            {
+                let until = first.sent + pace.wait().min(config.deadline / 4);
+                std::thread::sleep(until.saturating_duration_since(Instant::now()));
+            }
+            items.extend(slot.queue.try_iter().take(more));
             let now = Instant::now();
             slot.busy
                 .store(self.shared.micros(now) + 1, Ordering::Relaxed);
@@ -275,6 +325,7 @@ impl Thread {
                 return;
             }
             slot.busy.store(0, Ordering::Relaxed);
+            pace.worked(now, Instant::now());
         }
     }
 
@@ -421,5 +472,28 @@ impl Sink for Outbox<'_> {
             (port.wake)();
         }
         self.shared.publish(Instant::now());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jobs_wait_for_company_only_where_time_is_short() {
+        let start = Instant::now();
+        // Batches of `worked` ms, one each 10 ms, for a second.
+        let after = |worked: u64| {
+            let mut pace = Pace::new(start);
+            for k in 1..=100 {
+                let end = start + Duration::from_millis(10 * k);
+                pace.worked(end - Duration::from_millis(worked), end);
+            }
+            pace.wait()
+        };
+        assert_eq!(after(1), Duration::ZERO);
+        assert_eq!(after(3), Duration::ZERO);
+        assert!(after(6) > Duration::from_millis(2) && after(6) < Duration::from_millis(3));
+        assert!(after(9) > Pace::LONGEST.mul_f32(0.99) && after(9) <= Pace::LONGEST);
     }
 }

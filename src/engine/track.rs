@@ -419,7 +419,7 @@ impl Receiver {
             *sample = sample.clamp(-1.0, 1.0);
         }
         if self.local.is_none() {
-            self.local = SpeechEncoder::at(self.rate, bitrate, complexity).ok();
+            self.local = SpeechEncoder::local(self.rate, bitrate, complexity).ok();
         }
         let local = self.local.as_mut()?;
         let (mut packets, mut levels) = (Vec::new(), Vec::new());
