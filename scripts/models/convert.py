@@ -4,7 +4,8 @@ TFLite keeps what a causal network remembers between frames in resource variable
 stream. Here the memory becomes an input and an output, one vector of f32 a stream: one session serves every stream, in batches.
 
 Layout: an activation [1, time, 1, channels] becomes [batch, channels, time, 1], because ONNX Runtime's fast kernels are for two-dimensional
-images only. Quantized constants are multiplied out to f32 and the steps between int8 and f32 are left out: ONNX Runtime's int8 convolutions
+images only. Time may be any number of frames, one after another: convolutions are causal and slices count from the end, so that a run over
+several is the same as a run for each. Quantized constants are multiplied out to f32 and the steps between int8 and f32 are left out: ONNX Runtime's int8 convolutions
 are two to four times slower than its f32 ones.
 """
 
@@ -28,6 +29,9 @@ VALID = tflite.Padding.VALID
 
 # TFLite's axis of [1, time, 1, channels] -> ours of [batch, channels, time, 1].
 AXES = {0: 0, 1: 2, 2: 3, 3: 1, -1: 1, -2: 3, -3: 2}
+
+# ONNX's "to the end" of a slice.
+END = 2**63 - 1
 
 # StridedSlice masks of the axes that are left whole: all but bit 1, the time.
 ALL_BUT_TIME = 0b1101
@@ -80,6 +84,8 @@ class _Conversion:
         """ONNX value of a TFLite tensor."""
         self.variables: dict[int, str] = {}
         """Variable behind a handle tensor."""
+        self.tails: dict[int, tuple[str, int]] = {}
+        """Tensors that are a value, so many steps long, and zeros after it: nothing is made of them but a sum."""
         self.held: dict[str, str] = {}
         """ONNX value that a variable holds now."""
         self.states = _states(subgraphs)
@@ -96,15 +102,14 @@ class _Conversion:
                 raise Unsupported(f"{operator} is not known")
             method(operator)
         self._pack()
-        sizes = {self.source: _size(self.graph.shape(taken)), self.sink: _size(self.graph.shape(given))}
-        self._node("Reshape", [self.names[given], self._constant([0, sizes[self.sink]])], output=self.sink)
+        self._node("Reshape", [self.names[given], self._constant([0, -1])], output=self.sink)
         state = sum(s.size for s in self.states)
         model = helper.make_model(
             helper.make_graph(
                 self.nodes,
                 name,
-                [_value(self.source, sizes[self.source]), _value(STATE_IN, state)],
-                [_value(self.sink, sizes[self.sink]), _value(STATE_OUT, state)],
+                [_value(self.source, f"{self.source}_size"), _value(STATE_IN, state)],
+                [_value(self.sink, f"{self.sink}_size"), _value(STATE_OUT, state)],
                 self.initializers,
             ),
             opset_imports=[helper.make_opsetid("", OPSET)],
@@ -191,11 +196,18 @@ class _Conversion:
         for shape in (before, after):
             if len(shape) == 4 and shape[1] > 1 and shape[3] > 1:
                 raise Unsupported(f"{operator} reads time and channels as one: their order differs in ONNX")
-        if len(after) == 4:
-            target = [0, after[3], after[1], after[2]]
+        value = self._value(operator, 0)
+        # What is flat has the channels of one step beside those of the next.
+        if len(before) == 4 and before[3] > 1 and len(after) != 4:
+            value = self._node("Transpose", [value], perm=[0, 2, 1, 3])
+        if len(after) != 4:
+            value = self._node("Reshape", [value, self._constant([0, -1])])
+        elif after[3] > 1:
+            value = self._node("Reshape", [value, self._constant([0, -1, after[3], after[2]])])
+            value = self._node("Transpose", [value], perm=[0, 2, 1, 3])
         else:
-            target = [0, _size(after)]
-        self._set(operator, self._node("Reshape", [self._value(operator, 0), self._constant(target)]))
+            value = self._node("Reshape", [value, self._constant([0, after[3], -1, after[2]])])
+        self._set(operator, value)
 
     def _strided_slice(self, operator: Operator) -> None:
         options = operator.options(tflite.StridedSliceOptions)
@@ -208,6 +220,13 @@ class _Conversion:
         first = 0 if options.BeginMask() & 2 else int(begin[1])
         last = time if options.EndMask() & 2 else int(end[1])
         first, last = (edge + time if edge < 0 else edge for edge in (first, last))
+        # The length of what is cut is known for one frame only: all but so many steps, or the last so many.
+        if last == time:
+            first, last = first - time, END
+        elif first == 0:
+            last -= time
+        else:
+            raise Unsupported(f"{operator} cuts time out of the middle")
         cut = [self._constant([first]), self._constant([last]), self._constant([AXES[1]])]
         self._set(operator, self._node("Slice", [self._value(operator, 0), *cut]))
 
@@ -220,12 +239,9 @@ class _Conversion:
             values = [self._value(operator, position) for position in range(len(operator.inputs))]
             self._set(operator, self._node("Concat", values, axis=axis))
             return
-        # (value, zeros) pads the end; a constant could not follow the batch, since its own first dimension is 1.
-        if len(constants) != 2 or constants[0] is not None or constants[1].any():
-            raise Unsupported(f"{operator} joins constants that are not zeros at the end")
-        pads = [0] * 8
-        pads[4 + axis] = self.graph.shape(operator.inputs[1])[options.Axis()]
-        self._set(operator, self._node("Pad", [self._value(operator, 0), self._constant(pads)]))
+        if len(constants) != 2 or constants[0] is not None or constants[1].any() or axis != AXES[1]:
+            raise Unsupported(f"{operator} joins constants that are not zeros at the end of time")
+        self.tails[operator.outputs[0]] = self._value(operator, 0), self.graph.shape(operator.inputs[0])[1]
 
     def _split(self, operator: Operator) -> None:
         axis = self.graph.constant(operator.inputs[0])
@@ -251,6 +267,9 @@ class _Conversion:
         """Of two values of one shape, or of a value and a constant a channel."""
         _plain(operator, operator.options(options))
         second = operator.inputs[1]
+        if second in self.tails and kind == "Add":
+            self._set(operator, self._overlap(operator))
+            return
         if self.graph.constant(second) is None:
             if self.graph.shape(second) != self.graph.shape(operator.inputs[0]):
                 raise Unsupported(f"{operator} broadcasts")
@@ -261,6 +280,13 @@ class _Conversion:
                 raise Unsupported(f"{operator} has a constant of shape {list(constant.shape)}; one value a channel is needed")
             right = self._constant(constant.reshape(1, -1, 1, 1))
         self._set(operator, self._node(kind, [self._value(operator, 0), right]))
+
+    def _overlap(self, operator: Operator) -> str:
+        """What the frame before has left is added to the first steps."""
+        value, (tail, steps) = self._value(operator, 0), self.tails[operator.inputs[1]]
+        axis = self._constant([AXES[1]])
+        first, rest = (self._node("Slice", [value, self._constant([begin]), self._constant([end]), axis]) for begin, end in ((0, steps), (steps, END)))
+        return self._node("Concat", [self._node("Add", [first, tail]), rest], axis=AXES[1])
 
     # ---- convolutions over time; the second spatial dimension is 1 throughout
 
@@ -355,5 +381,5 @@ def _size(shape: list[int]) -> int:
     return int(np.prod(shape))
 
 
-def _value(name: str, size: int) -> onnx.ValueInfoProto:
+def _value(name: str, size: int | str) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", size])
