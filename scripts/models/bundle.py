@@ -44,6 +44,8 @@ class Graph:
     sample_rate_input: str | None = None
     further_states: tuple[tuple[str, str, list[int | str]], ...] = ()
     """Input, output and shape of states beside the first."""
+    steps: int = 1
+    """Frames of a stream that it takes in one run at most."""
 
     def lines(self) -> list[str]:
         first = (self.state_in, self.state_out, self.state_shape)
@@ -56,6 +58,8 @@ class Graph:
         ]
         if self.sample_rate_input:
             lines.append(f"sample_rate_input: {self.sample_rate_input}")
+        if self.steps > 1:
+            lines.append(f"steps: {self.steps}")
         return lines
 
 

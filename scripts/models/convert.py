@@ -221,9 +221,9 @@ class _Conversion:
         last = time if options.EndMask() & 2 else int(end[1])
         first, last = (edge + time if edge < 0 else edge for edge in (first, last))
         # The length of what is cut is known for one frame only: all but so many steps, or the last so many.
-        if last == time:
+        if last == time and first > 0:
             first, last = first - time, END
-        elif first == 0:
+        elif first == 0 and last < time:
             last -= time
         else:
             raise Unsupported(f"{operator} cuts time out of the middle")

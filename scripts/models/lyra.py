@@ -30,6 +30,8 @@ SAMPLE_RATE = 16_000
 FRAME = 320
 FEATURES = 64
 STAGES, ENTRIES = 46, 16
+# Frames of a run: 120 ms, the most that a packet carries. The graphs themselves have no limit.
+STEPS = 6
 
 NOTICE = f"""Lyra, a speech codec: https://github.com/google/lyra
 {COPYRIGHT}
@@ -105,4 +107,4 @@ def build(folder: Path, downloads: Path) -> None:
 
 
 def _graph(file: str, source: Tensor, sink: Tensor, converted: Converted) -> list[str]:
-    return Graph(file, source, sink, STATE_IN, STATE_OUT, ["batch", converted.state_size]).lines()
+    return Graph(file, source, sink, STATE_IN, STATE_OUT, ["batch", converted.state_size], steps=STEPS).lines()

@@ -277,13 +277,20 @@ impl Codec for Lyra {
                 Ok(())
             };
         }
-        let mut given = vec![0.0; width * batch.len()];
-        for step in 0..steps {
+        let mut given = Vec::new();
+        let mut from = 0;
+        while from < steps {
+            // As many frames at once as every stream that isn't done has left.
+            let left = batch.iter().filter(|task| task.done.is_ok());
+            let left = left.map(|task| (task.pcm.len() / frame).saturating_sub(from));
+            let count = left.filter(|left| *left > 0).min().unwrap_or(1);
+            let count = count.min(self.encoder.steps());
+            given.resize(width * count * batch.len(), 0.0);
             let mut rows = Vec::with_capacity(batch.len());
             let mut coded = Vec::with_capacity(batch.len());
-            for (task, output) in batch.iter_mut().zip(given.chunks_exact_mut(width)) {
+            for (task, output) in batch.iter_mut().zip(given.chunks_exact_mut(width * count)) {
                 if task.done.is_ok()
-                    && let Some(input) = task.pcm.chunks_exact(frame).nth(step)
+                    && let Some(input) = task.pcm.get(from * frame..(from + count) * frame)
                 {
                     rows.push(Row {
                         input,
@@ -299,15 +306,17 @@ impl Codec for Lyra {
                 let Some(stages) = self.stages(rung.codec()) else {
                     continue;
                 };
-                let packed = row
-                    .done
-                    .and_then(|()| self.between.pack(row.output, stages, self.bits, payload));
+                let mut frames = row.output.chunks_exact(width);
+                let packed = row.done.and_then(|()| {
+                    frames.try_for_each(|frame| self.between.pack(frame, stages, self.bits, payload))
+                });
                 if let Err(error) = packed {
                     payload.clear();
                     row.state.fill(0.0);
                     *done = Err(error);
                 }
             }
+            from += count;
         }
     }
 
@@ -323,21 +332,32 @@ impl Codec for Lyra {
                 steps = steps.max(frames);
             }
         }
-        let mut taken = vec![0.0; width * batch.len()];
-        for step in 0..steps {
+        let mut taken = Vec::new();
+        let mut from = 0;
+        while from < steps {
+            let left = batch.iter().filter(|task| task.done.is_ok());
+            let left = left.map(|task| (task.pcm.len() / frame).saturating_sub(from));
+            let count = left.filter(|left| *left > 0).min().unwrap_or(1);
+            let count = count.min(self.decoder.steps());
+            taken.resize(width * count * batch.len(), 0.0);
             let mut rows = Vec::with_capacity(batch.len());
             let mut ends = Vec::with_capacity(batch.len());
-            for (task, taken) in batch.iter_mut().zip(taken.chunks_exact_mut(width)) {
+            for (task, taken) in batch.iter_mut().zip(taken.chunks_exact_mut(width * count)) {
                 if task.done.is_err() {
                     continue;
                 }
-                let Some(output) = task.pcm.chunks_exact_mut(frame).nth(step) else {
+                let Some(output) = task.pcm.get_mut(from * frame..(from + count) * frame) else {
                     continue;
                 };
                 let stages = self.stages(task.codec).unwrap_or(0);
                 let each = bits::bytes(stages, self.bits).max(1);
-                let code = task.payload.and_then(|p| p.chunks_exact(each).nth(step));
-                task.done = self.between.unpack(code, stages, self.bits, taken);
+                for (step, taken) in (from..).zip(taken.chunks_exact_mut(width)) {
+                    let code = task.payload.and_then(|p| p.chunks_exact(each).nth(step));
+                    let unpacked = self.between.unpack(code, stages, self.bits, taken);
+                    if task.done.is_ok() {
+                        task.done = unpacked;
+                    }
+                }
                 let LyraDecoder {
                     state,
                     concealed,
@@ -349,20 +369,23 @@ impl Codec for Lyra {
                     output,
                     done: Ok(()),
                 });
-                ends.push((concealed, level, code.is_some(), &mut task.done));
+                ends.push((concealed, level, task.payload.is_some(), &mut task.done));
             }
             self.decoder.run(&mut rows);
             for (row, (concealed, level, came, done)) in rows.into_iter().zip(ends) {
-                *concealed = if came {
-                    0
-                } else {
-                    concealed.saturating_add(frame)
-                };
-                self.fade(row.output, *concealed, level);
+                for pcm in row.output.chunks_exact_mut(frame) {
+                    *concealed = if came {
+                        0
+                    } else {
+                        concealed.saturating_add(frame)
+                    };
+                    self.fade(pcm, *concealed, level);
+                }
                 if let Err(error) = row.done {
                     *done = Err(error);
                 }
             }
+            from += count;
         }
         for task in batch {
             if task.done.is_err() {

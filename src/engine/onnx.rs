@@ -100,7 +100,7 @@ impl Drop for PrivateCopy {
 /// One stream's part of a batch.
 #[derive(Debug)]
 pub struct Row<'a> {
-    /// What goes in.
+    /// What goes in: one frame, or as many as every other row of the batch has, up to [`StatefulGraph::steps`].
     pub input: &'a [f32],
     /// The stream's state; all zeros at its beginning and again after an error.
     pub state: &'a mut [f32],
@@ -114,6 +114,9 @@ pub struct Row<'a> {
 const LARGEST_STATE: usize = 1 << 22;
 /// Numbers of any other tensor of a stream.
 const LARGEST_TENSOR: usize = 1 << 20;
+
+/// Frames of a run, the most that any graph is given.
+const MOST_STEPS: usize = 64;
 
 /// Where the batch stands in a shape.
 #[derive(Debug, Clone)]
@@ -158,6 +161,15 @@ impl Shape {
     /// Numbers that lie together.
     fn run(&self) -> usize {
         self.sizes.iter().skip(self.batch + 1).product()
+    }
+
+    /// The same with so many frames one after another.
+    fn times(&self, frames: usize) -> Self {
+        let mut shape = self.clone();
+        if let Some(last) = shape.sizes.last_mut() {
+            *last *= frames;
+        }
+        shape
     }
 
     fn of(&self, streams: usize) -> Vec<i64> {
@@ -237,6 +249,13 @@ impl StatefulGraph {
             large("input", &graph.input)?,
             large("output", &graph.output)?,
         );
+        let steps = graph.steps.unwrap_or(1);
+        let open = |shape: &Shape| steps == 1 || shape.batch + 1 < shape.sizes.len();
+        if !(1..=MOST_STEPS).contains(&steps) || !open(&input) || !open(&output) {
+            return Err(format!(
+                "{part}.steps: {steps}: 1 to {MOST_STEPS} frames go through at once, and the last dimension must not be the batch"
+            ));
+        }
         let (inputs, outputs) = (session.inputs(), session.outputs());
         let side = ("input", inputs);
         agrees(side, &graph.input.name, graph.input.dtype, &input).map_err(explain)?;
@@ -290,13 +309,19 @@ impl StatefulGraph {
         })
     }
 
-    /// Numbers that go in for each stream.
+    /// Frames of a stream that go through in one run at most.
+    #[must_use]
+    pub fn steps(&self) -> usize {
+        self.graph.steps.unwrap_or(1)
+    }
+
+    /// Numbers that go in for each frame of a stream.
     #[must_use]
     pub fn input_size(&self) -> usize {
         self.input.each()
     }
 
-    /// Numbers that come out for each stream.
+    /// Numbers that come out for each frame of a stream.
     #[must_use]
     pub fn output_size(&self) -> usize {
         self.output.each()
@@ -311,17 +336,22 @@ impl StatefulGraph {
     /// Runs the graph once for all rows together. Where it fails, or a row's result is no number, the row's `done` says so, its
     /// output is zeros, and so is its state, lest it be poisoned.
     pub fn run(&mut self, rows: &mut [Row<'_>]) {
-        if rows.is_empty() {
+        let Some(first) = rows.first() else {
             return;
-        }
-        let sizes = (self.input_size(), self.state_size(), self.output_size());
+        };
+        let steps = (first.input.len() / self.input_size()).clamp(1, self.steps());
+        let sizes = (
+            self.input_size() * steps,
+            self.state_size(),
+            self.output_size() * steps,
+        );
         if rows
             .iter()
             .any(|r| (r.input.len(), r.state.len(), r.output.len()) != sizes)
         {
             return fail(rows, "a tensor of another size than the manifest's");
         }
-        if let Err(error) = self.forward(rows) {
+        if let Err(error) = self.forward(rows, steps) {
             return fail(rows, &error.to_string());
         }
         for row in rows {
@@ -338,11 +368,12 @@ impl StatefulGraph {
         }
     }
 
-    fn forward(&mut self, rows: &mut [Row<'_>]) -> Result<(), ort::Error> {
+    fn forward(&mut self, rows: &mut [Row<'_>], steps: usize) -> Result<(), ort::Error> {
         let streams = rows.len();
-        self.inputs.resize(streams * self.input.each(), 0.0);
+        let (input, output) = (self.input.times(steps), self.output.times(steps));
+        self.inputs.resize(streams * input.each(), 0.0);
         for (stream, row) in rows.iter().enumerate() {
-            scatter(&self.input, row.input, &mut self.inputs, stream, streams);
+            scatter(&input, row.input, &mut self.inputs, stream, streams);
         }
         let mut first = 0;
         for held in &mut self.states {
@@ -357,7 +388,7 @@ impl StatefulGraph {
         let mut given: Vec<(Cow<'_, str>, SessionInputValue<'_>)> =
             Vec::with_capacity(self.states.len() + 2);
         let name = self.graph.input.name.as_str();
-        let sizes = self.input.of(streams);
+        let sizes = input.of(streams);
         given.push(match self.graph.input.dtype {
             Element::F32 => {
                 let input = TensorRef::from_array_view((sizes, self.inputs.as_slice()))?;
@@ -385,18 +416,18 @@ impl StatefulGraph {
         match self.graph.output.dtype {
             Element::F32 => {
                 let (_, numbers) = value.try_extract_tensor::<f32>()?;
-                check_count(name, numbers.len(), streams * self.output.each())?;
+                check_count(name, numbers.len(), streams * output.each())?;
                 for (stream, row) in rows.iter_mut().enumerate() {
-                    gather(&self.output, numbers, row.output, stream, streams);
+                    gather(&output, numbers, row.output, stream, streams);
                 }
             }
             Element::I64 => {
                 let (_, codes) = value.try_extract_tensor::<i64>()?;
-                check_count(name, codes.len(), streams * self.output.each())?;
+                check_count(name, codes.len(), streams * output.each())?;
                 // Codes beyond 16 bits are no codes: what takes them says so.
                 let numbers: Vec<f32> = codes.iter().map(|code| *code as f32).collect();
                 for (stream, row) in rows.iter_mut().enumerate() {
-                    gather(&self.output, &numbers, row.output, stream, streams);
+                    gather(&output, &numbers, row.output, stream, streams);
                 }
             }
         }

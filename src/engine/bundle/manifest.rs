@@ -87,6 +87,10 @@ pub struct Graph {
     pub state: Vec<State>,
     /// Name of a scalar int64 input that takes the sample rate, if it has one.
     pub sample_rate_input: Option<String>,
+    /// Frames of a stream that it takes in one run at most, one after another along the last dimension of input and output; 1
+    /// where it isn't said.
+    #[serde(default)]
+    pub steps: Option<usize>,
 }
 
 /// A residual vector quantizer's codebooks.
