@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use auralink_engine::codec::{Codec, DecodeTask, EncodeTask, FRAME};
 use auralink_engine::opus::{Decoder, Enhancement, Opus};
 use auralink_engine::{
-    BreakerSettings, Decode, Encode, Engine, EngineConfig, Job, Outcome, Port, verify,
+    BreakerSettings, Decode, Encode, Encoded, Engine, EngineConfig, Job, Outcome, Port, verify,
 };
 use auralink_proto::ladder::{CodecId, Rung};
 use opusic_c::{Application, Bitrate, Channels, Encoder, SampleRate};
@@ -116,20 +116,90 @@ fn opus(packets: &[Vec<u8>]) {
     );
 }
 
-/// CPU time of the codec thread so far. What paces the tracks isn't in it.
+/// CPU time of the codec thread so far, once there is only one. What paces the tracks isn't in it.
 fn cpu() -> Duration {
+    loop {
+        match cpu_of_codec_threads().as_slice() {
+            [one] => return *one,
+            // That of the engine before is about to end.
+            _ => std::thread::sleep(Duration::from_millis(20)),
+        }
+    }
+}
+
+fn cpu_of_codec_threads() -> Vec<Duration> {
     let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
     let read = |folder: &std::path::Path, file: &str| std::fs::read_to_string(folder.join(file));
-    let spent = tasks
+    tasks
         .map(|task| task.path())
         .filter(|task| read(task, "comm").is_ok_and(|name| name.trim() == "codec-0"))
         .map(|task| {
             let text = read(&task, "schedstat").unwrap_or_default();
             let nanos = text.split_whitespace().next();
-            nanos.and_then(|n| n.parse::<u64>().ok()).unwrap_or(0)
+            Duration::from_nanos(nanos.and_then(|n| n.parse().ok()).unwrap_or(0))
         })
-        .sum();
-    Duration::from_nanos(spent)
+        .collect()
+}
+
+/// CPU time that a second of a duplex track takes where so many come at once: how late anything is doesn't matter, so that a machine
+/// with other work can be measured too.
+fn lockstep(port: &Port, tracks: usize, packets: &[Vec<u8>]) -> Duration {
+    let groups: Vec<&[Vec<u8>]> = packets.chunks_exact(2).collect();
+    let wait = || loop {
+        if let Some(outcome) = port.try_recv() {
+            return outcome;
+        }
+        std::thread::sleep(Duration::from_micros(100));
+    };
+    let steps = 1600 / tracks.max(8);
+    let mut before = Duration::ZERO;
+    for step in 0..steps + 10 {
+        if step == 10 {
+            // The first runs are the slowest, and no part of any call.
+            before = cpu();
+        }
+        for track in 0..tracks {
+            let group = groups[(step + track * 37) % groups.len()];
+            let job = encode(track as u64, 0, group);
+            port.try_send(job).expect("the queue is long enough");
+        }
+        let done: Vec<Outcome> = (0..tracks).map(|_| wait()).collect();
+        let mut open = 0;
+        for outcome in done {
+            if let Outcome::Encoded(coded) = outcome {
+                let job = decode(coded, 0);
+                port.try_send(job).expect("the queue is long enough");
+                open += 1;
+            }
+        }
+        for _ in 0..open {
+            wait();
+        }
+    }
+    (cpu() - before).div_f64((steps * tracks) as f64 * GROUP.as_secs_f64())
+}
+
+fn encode(track: u64, id: u64, group: &[Vec<u8>]) -> Job {
+    Job::Encode(Encode {
+        track,
+        id,
+        rung: Rung::L2,
+        packets: group.to_vec(),
+        lost_before: 0,
+    })
+}
+
+fn decode(coded: Encoded, id: u64) -> Job {
+    Job::Decode(Decode {
+        track: coded.track,
+        id,
+        codec: coded.codec,
+        payload: coded.payload,
+        gain: coded.gain,
+        unit_ms: coded.unit_ms,
+        count: 2,
+        lost: false,
+    })
 }
 
 struct Found {
@@ -147,11 +217,12 @@ fn duplex(port: &Port, tracks: usize, packets: &[Vec<u8>]) -> Found {
     let mut sent = vec![Instant::now(); total * 2];
     let mut took = Vec::with_capacity(total * 2);
     let mut late = 0;
-    let (start, before) = (Instant::now(), cpu());
+    let before = cpu();
+    let start = Instant::now();
     let (mut next, mut open) = (0, 0);
     while next < total || open > 0 {
         while let Some(outcome) = port.try_recv() {
-            let (track, id) = outcome.of();
+            let (_, id) = outcome.of();
             let now = Instant::now();
             let delay = now - sent[id as usize];
             took.push(delay);
@@ -163,17 +234,8 @@ fn duplex(port: &Port, tracks: usize, packets: &[Vec<u8>]) -> Found {
             if let Outcome::Encoded(coded) = outcome {
                 let id = id + total as u64;
                 sent[id as usize] = now;
-                let job = Decode {
-                    track,
-                    id,
-                    codec: coded.codec,
-                    payload: coded.payload,
-                    gain: coded.gain,
-                    unit_ms: coded.unit_ms,
-                    count: 2,
-                    lost: false,
-                };
-                if port.try_send(Job::Decode(job)).is_ok() {
+                let job = decode(coded, id);
+                if port.try_send(job).is_ok() {
                     open += 1
                 } else {
                     late += 1
@@ -187,14 +249,8 @@ fn duplex(port: &Port, tracks: usize, packets: &[Vec<u8>]) -> Found {
             // Every track says something else.
             let group = groups[(next / tracks + track * 37) % groups.len()];
             sent[next] = now;
-            let job = Encode {
-                track: track as u64,
-                id: next as u64,
-                rung: Rung::L2,
-                packets: group.to_vec(),
-                lost_before: 0,
-            };
-            if port.try_send(Job::Encode(job)).is_ok() {
+            let job = encode(track as u64, next as u64, group);
+            if port.try_send(job).is_ok() {
                 open += 1
             } else {
                 late += 1
@@ -237,6 +293,31 @@ fn main() {
     }
     let packets = packets("talker-a.wav");
     opus(&packets);
+    let config = || EngineConfig {
+        runtime: Some(runtime.clone()),
+        lyra: Some(bundles[0].clone()),
+        vad: Some(bundles[1].clone()),
+        queue: 1024,
+        results: 4096,
+        // Nothing is thrown away unseen, so that the CPU time is that of all the work.
+        deadline: Duration::from_secs(2),
+        stall: Duration::from_secs(10),
+        // What is measured is how late it gets, not how it saves itself.
+        breaker: BreakerSettings {
+            failures: usize::MAX / 8,
+            ..BreakerSettings::default()
+        },
+        ..EngineConfig::default()
+    };
+    println!("\nCPU of the codec thread for a second of a duplex L2 track, so many at once");
+    {
+        let engine = Engine::start(config()).unwrap();
+        let port = engine.port(Arc::new(|| {}));
+        for tracks in [1, 4, 8, 16] {
+            let took = lockstep(&port, tracks, &packets).as_secs_f64();
+            println!("{tracks}: {:.1} ms", took * 1e3);
+        }
+    }
     println!("\nduplex L2 tracks on one codec thread, 40 ms groups, deadline {DEADLINE:?}");
     println!("| tracks | late | p50 ms | p99 ms | cores | CPU ms a second and track |");
     println!("| ------ | ---- | ------ | ------ | ----- | ------------------------- |");
@@ -248,20 +329,7 @@ fn main() {
         vec![10, 20, 30, 40, 50, 60, 70, 80]
     };
     for tracks in counts {
-        let config = EngineConfig {
-            runtime: Some(runtime.clone()),
-            lyra: Some(bundles[0].clone()),
-            vad: Some(bundles[1].clone()),
-            queue: 1024,
-            results: 4096,
-            // What is measured is how late it gets, not how it saves itself.
-            breaker: BreakerSettings {
-                failures: usize::MAX / 8,
-                ..BreakerSettings::default()
-            },
-            ..EngineConfig::default()
-        };
-        let engine = Engine::start(config).unwrap();
+        let engine = Engine::start(config()).unwrap();
         let port = engine.port(Arc::new(|| {}));
         let found = duplex(&port, tracks, &packets);
         println!(
