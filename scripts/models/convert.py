@@ -59,6 +59,8 @@ class Converted:
     states: list[State]
     names: dict[int, str]
     """ONNX value of each tensor of the TFLite graph that is computed."""
+    through: dict[int, int]
+    """Tensors that are computed in one with another, which has no value of its own: that one."""
 
     @property
     def state_size(self) -> int:
@@ -86,6 +88,13 @@ class _Conversion:
         """Variable behind a handle tensor."""
         self.tails: dict[int, tuple[str, int]] = {}
         """Tensors that are a value, so many steps long, and zeros after it: nothing is made of them but a sum."""
+        self.through: dict[int, int] = {}
+        self.upsampled: dict[int, tuple[Operator, str, str]] = {}
+        """Transposed convolutions of a kernel of two strides: the operator, and the values of the first and of the second stride."""
+        self.ends: dict[int, tuple[Operator, str, str]] = {}
+        """Tails with the bias in them."""
+        self.scattered: dict[int, tuple[Operator, str, str]] = {}
+        """Sums of a transposed convolution and the tail before it: with the value of its first steps, and of its next tail."""
         self.held: dict[str, str] = {}
         """ONNX value that a variable holds now."""
         self.states = _states(subgraphs)
@@ -120,7 +129,7 @@ class _Conversion:
         for key in sorted(about):
             model.metadata_props.add(key=key, value=about[key])
         onnx.checker.check_model(model, full_check=True)
-        return Converted(model, self.states, self.names)
+        return Converted(model, self.states, self.names, self.through)
 
     # ---- pieces of the result
 
@@ -184,10 +193,12 @@ class _Conversion:
     # ---- between int8 and f32: nothing is left to do
 
     def _quantize(self, operator: Operator) -> None:
-        self._set(operator, self._value(operator, 0))
+        if operator.inputs[0] in self.upsampled:
+            self.upsampled[operator.outputs[0]] = self.upsampled[operator.inputs[0]]
+        else:
+            self._set(operator, self._value(operator, 0))
 
-    def _dequantize(self, operator: Operator) -> None:
-        self._set(operator, self._value(operator, 0))
+    _dequantize = _quantize
 
     # ---- shapes
 
@@ -220,6 +231,17 @@ class _Conversion:
         first = 0 if options.BeginMask() & 2 else int(begin[1])
         last = time if options.EndMask() & 2 else int(end[1])
         first, last = (edge + time if edge < 0 else edge for edge in (first, last))
+        if operator.inputs[0] in self.scattered:
+            found = self.scattered[operator.inputs[0]]
+            stride = found[0].options(tflite.TransposeConvOptions).StrideH()
+            if first == 0 and last == time - stride:
+                self._set(operator, found[1])
+                self.through[operator.outputs[0]] = found[0].outputs[0]
+            elif first == time - stride and last == time:
+                self.ends[operator.outputs[0]] = found
+            else:
+                raise Unsupported(f"{operator} cuts a sum of overlaps elsewhere than at its tail")
+            return
         # The length of what is cut is known for one frame only: all but so many steps, or the last so many.
         if last == time and first > 0:
             first, last = first - time, END
@@ -268,7 +290,10 @@ class _Conversion:
         _plain(operator, operator.options(options))
         second = operator.inputs[1]
         if second in self.tails and kind == "Add":
-            self._set(operator, self._overlap(operator))
+            self._overlap(operator)
+            return
+        if operator.inputs[0] in self.ends and kind == "Sub":
+            self._next_tail(operator)
             return
         if self.graph.constant(second) is None:
             if self.graph.shape(second) != self.graph.shape(operator.inputs[0]):
@@ -281,12 +306,29 @@ class _Conversion:
             right = self._constant(constant.reshape(1, -1, 1, 1))
         self._set(operator, self._node(kind, [self._value(operator, 0), right]))
 
-    def _overlap(self, operator: Operator) -> str:
-        """What the frame before has left is added to the first steps."""
-        value, (tail, steps) = self._value(operator, 0), self.tails[operator.inputs[1]]
-        axis = self._constant([AXES[1]])
-        first, rest = (self._node("Slice", [value, self._constant([begin]), self._constant([end]), axis]) for begin, end in ((0, steps), (steps, END)))
-        return self._node("Concat", [self._node("Add", [first, tail]), rest], axis=AXES[1])
+    def _overlap(self, operator: Operator) -> None:
+        """What the frame before has left is added to the first steps of a transposed convolution."""
+        tail, steps = self.tails[operator.inputs[1]]
+        axis, begin, end = (self._constant([at]) for at in (AXES[1], 0, END))
+        if operator.inputs[0] not in self.upsampled:
+            value, edge = self._value(operator, 0), self._constant([steps])
+            first = self._node("Add", [self._node("Slice", [value, begin, edge, axis]), tail])
+            self._set(operator, self._node("Concat", [first, self._node("Slice", [value, edge, end, axis])], axis=AXES[1]))
+            return
+        source, now, later = self.upsampled[operator.inputs[0]]
+        both, edge = self._node("Concat", [tail, later], axis=AXES[1]), self._constant([-steps])
+        first = self._node("Add", [now, self._node("Slice", [both, begin, edge, axis])])
+        self.scattered[operator.outputs[0]] = source, first, self._node("Slice", [both, edge, end, axis])
+
+    def _next_tail(self, operator: Operator) -> None:
+        """The end of such a sum without the bias, which is only in what comes out."""
+        source, _, tail = self.ends[operator.inputs[0]]
+        taken, bias = self.graph.values(operator.inputs[1]), self.graph.values(source.inputs[3])
+        # Where the bias is quantized, the two differ by its rounding.
+        if not np.allclose(taken, bias, rtol=0, atol=1e-2 * np.abs(bias).max()):
+            raise Unsupported(f"{operator} takes something else than the bias of {source} off what is kept of it")
+        self._set(operator, tail)
+        self.through[operator.outputs[0]] = source.outputs[0]
 
     # ---- convolutions over time; the second spatial dimension is 1 throughout
 
@@ -327,6 +369,9 @@ class _Conversion:
         before, after = self.graph.shape(operator.inputs[2])[1], self.graph.shape(operator.outputs[0])[1]
         if weights.shape[2] != 1 or after != (before - 1) * stride + kernel:
             raise Unsupported(f"{operator} makes {after} steps of {before} with a kernel of {kernel} and a stride of {stride}")
+        if kernel == 2 * stride:
+            self._upsample(operator, weights, stride)
+            return
         value = self._node(
             "ConvTranspose",
             [self._value(operator, 2), self._constant(weights.transpose(3, 0, 1, 2)), self._bias(operator, 3)],
@@ -334,6 +379,24 @@ class _Conversion:
             strides=[stride, 1],
         )
         self._set(operator, value)
+
+
+    def _upsample(self, operator: Operator, weights: np.ndarray, stride: int) -> None:
+        """As a convolution with a kernel of 1 whose outputs are the steps: ONNX Runtime's ConvTranspose is several times slower."""
+        channels, kernel, _, inputs = weights.shape
+        # Outputs in the order [half, channel, step of the half]; the bias is that of the first half.
+        kernels = weights.reshape(channels, 2, stride, inputs).transpose(1, 0, 2, 3).reshape(channels * kernel, inputs, 1, 1)
+        bias = np.repeat(self.graph.values(operator.inputs[3]), stride)
+        value = self._node(
+            "Conv",
+            [self._value(operator, 2), self._constant(kernels), self._constant(np.concatenate([bias, np.zeros_like(bias)]))],
+            kernel_shape=[1, 1],
+        )
+        value = self._node("Reshape", [value, self._constant([0, 2 * channels, stride, -1])])
+        value = self._node("Transpose", [value], perm=[0, 1, 3, 2])
+        value = self._node("Reshape", [value, self._constant([0, 2 * channels, -1, 1])])
+        now, later = self._node("Split", [value, self._constant([channels, channels])], 2, axis=1)
+        self.upsampled[operator.outputs[0]] = operator, now, later
 
 
 def _states(subgraphs: list[Subgraph]) -> list[State]:

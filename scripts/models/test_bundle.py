@@ -21,8 +21,8 @@ from .bundle import MANIFEST, sha256, write_folder
 # What the two ends of a hop must have alike to understand each other. It changes only with the converter or with Lyra.
 LYRA_FILES = {
     "codebooks.f32": "ac803fabb602b0243ab2b7869f718ae99b0d37958999df9a3d871eef923fbd32",
-    "decoder.onnx": "0c0a77d7f4ebff9ae0ddc3ba86d9ab0e176e60ee402d2ec5d33f0e421bba00dc",
-    "encoder.onnx": "ebf6066b270c43d263839f330cdc0aabde794bceb5c741056acd8f032349d820",
+    "decoder.onnx": "7ee28963f5d41980947dfef4b9ff5baf25ae4748b1ff5d27a4edd5c36e863e35",
+    "encoder.onnx": "92b1649596d9a605c205d81ce1c8563baca1703986811a0d787fd890ee2ccd84",
 }
 
 KINDS = {"f32": np.float32, "i64": np.int64}
