@@ -308,7 +308,8 @@ impl Codec for Lyra {
                 };
                 let mut frames = row.output.chunks_exact(width);
                 let packed = row.done.and_then(|()| {
-                    frames.try_for_each(|frame| self.between.pack(frame, stages, self.bits, payload))
+                    frames
+                        .try_for_each(|frame| self.between.pack(frame, stages, self.bits, payload))
                 });
                 if let Err(error) = packed {
                     payload.clear();

@@ -76,11 +76,7 @@ fn main() {
     std::fs::create_dir_all(&out).expect("OUT_FOLDER can be made");
     let engine = Engine::start(options.engine.clone()).unwrap();
     let status = engine.status();
-    assert!(
-        status.complete,
-        "{:?}: run `make models`",
-        status.problems
-    );
+    assert!(status.complete, "{:?}: run `make models`", status.problems);
     let port = engine.port(Arc::new(|| {}));
     let mut track = 0;
     for file in &files {
@@ -232,9 +228,7 @@ impl<'a> Run<'a> {
 /// What a stock client sends: Opus, 20 ms.
 fn client(pcm: &[f32], options: &Options) -> Vec<Vec<u8>> {
     let mut encoder = Encoder::new(Channels::Mono, SampleRate::Hz48000, Application::Voip).unwrap();
-    encoder
-        .set_bitrate(Bitrate::Value(options.client))
-        .unwrap();
+    encoder.set_bitrate(Bitrate::Value(options.client)).unwrap();
     let factor = 10f32.powf(options.gain / 20.0);
     pcm.chunks_exact(PACKET)
         .map(|chunk| {

@@ -6,3 +6,4 @@ mod codecs;
 pub(crate) use call::group;
 mod faults;
 mod recode;
+mod steps;
