@@ -16,7 +16,7 @@ FUZZ_SECONDS ?= 120
 # Each test of tests/livekit is a whole call with several processes: more at a time would measure the machine.
 export RUST_TEST_THREADS ?= 2
 
-.PHONY: help setup models build test lint licences demo measure bench fuzz clean tools
+.PHONY: help setup models build test lint licences demo measure ladder bench fuzz clean tools
 
 help: ## what the targets are
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
@@ -51,6 +51,10 @@ demo: setup build ## two clients talk through AuraLink: off, lean, neural; BROWS
 
 measure: setup build ## join time, latency, CPU, memory, participants: the figures of docs/benchmarks.md; ONLY=join,latency,...
 	@"$(PYTHON)" scripts/measure.py --auralink $(AURALINK) $(if $(ONLY),--only $(ONLY))
+
+ladder: setup ## ViSQOL and PESQ of every rung through the engine, 23 clips; about ten minutes
+	cargo build --release --locked -p auralink-engine --example ladder
+	@"$(PYTHON)" scripts/ladder.py --tool $(CARGO_TARGET_DIR)/release/examples/ladder
 
 bench: tools ## the relay by stage
 	cargo bench --workspace --locked
