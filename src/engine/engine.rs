@@ -53,7 +53,7 @@ impl Default for EngineConfig {
             threads: 1,
             queue: 256,
             results: 1024,
-            batch: 16,
+            batch: 32,
             runtime: None,
             lyra: None,
             vad: None,
