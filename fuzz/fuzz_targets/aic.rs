@@ -105,7 +105,10 @@ fn run(data: &[u8]) -> Option<()> {
                 {
                     let mut again = Vec::new();
                     let copy = payload.redundant.as_ref();
-                    payload.part.write(copy, frames, &mut again).expect("it was read");
+                    payload
+                        .part
+                        .write(copy, frames, &mut again)
+                        .expect("it was read");
                 }
                 restorer.take(now, 0, &packet, packet.len());
             }

@@ -63,8 +63,16 @@ fuzz_target!(|text: &str| {
             .into_iter()
             .flat_map(|pt| {
                 let rungs = Rungs::default();
-                mids.iter()
-                    .map(move |mid| (mid.clone(), AicLine { pt, rungs }))
+                mids.iter().map(move |mid| {
+                    (
+                        mid.clone(),
+                        AicLine {
+                            pt,
+                            rungs,
+                            models: None,
+                        },
+                    )
+                })
             })
             .collect(),
         strip_extmap_uri: Some("urn:auralink:x"),

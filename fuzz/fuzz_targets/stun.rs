@@ -8,7 +8,7 @@ use auralink_proto::stun::{Checked, LiteAgent, Path, addressed_ufrag};
 use is::Sha1HmacProvider;
 use libfuzzer_sys::fuzz_target;
 use std::sync::LazyLock;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
@@ -39,6 +39,8 @@ fuzz_target!(|data: &[u8]| {
     lite.set_local(&creds(1));
     lite.set_remote(&creds(2));
     let mut full = FullAgent::new(
+        now,
+        Duration::from_secs(30),
         vec![path.local],
         &LegDescription {
             local: creds(1),
