@@ -187,7 +187,7 @@ impl Rung {
     /// Speech is brought to a working level before it is coded, and the gain is sent along.
     #[must_use]
     pub const fn levels(self) -> bool {
-        matches!(self.0, 1..=4)
+        matches!(self.0, 1..=5)
     }
 }
 
