@@ -30,7 +30,8 @@ pub(crate) struct Kit {
 const IDLE: Duration = Duration::from_secs(120);
 /// Look for idle tracks so often.
 const SWEEP: Duration = Duration::from_secs(10);
-/// Streams of one thread. A stream's state is up to 130 kB with Lyra, so these are half a gigabyte; CPU ends long before.
+/// Streams of one thread; a quarter as many sources come on top. A stream's state is up to 130 kB with Lyra, so these are half a
+/// gigabyte, and eight times that with the largest states that a bundle may have; CPU ends long before.
 const MOST_TRACKS: usize = 4096;
 
 /// Whose job it is: a port's track in one direction.
@@ -138,7 +139,7 @@ impl Desk {
         while !waiting.is_empty() {
             let mut taken = FxHashSet::default();
             let (mut encode, mut restore, mut later) = (Vec::new(), Vec::new(), Vec::new());
-            let mut recode = Vec::new();
+            let (mut recode, mut gone) = (Vec::new(), Vec::new());
             for (index, key, job) in waiting {
                 // Not batched: those of a track needn't wait for each other.
                 let job = match job {
@@ -177,10 +178,13 @@ impl Desk {
                     Job::Close {
                         direction: Direction::Recode,
                         ..
-                    } => self.forget_source(key),
+                    } => gone.push(key),
                 }
             }
             self.recode(recode, allowed, now, sink);
+            for key in gone {
+                self.forget_source(key);
+            }
             self.encode(encode, allowed, now, sink);
             self.restore(restore, now, sink);
             waiting = later;

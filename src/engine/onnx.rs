@@ -110,8 +110,8 @@ pub struct Row<'a> {
     pub done: Result<(), CodecError>,
 }
 
-/// Numbers of all the states of a stream together: 16 MiB. Thousands of streams are to fit.
-const LARGEST_STATE: usize = 1 << 22;
+/// Numbers of all the states of a stream together: 1 MiB. Thousands of streams are to fit.
+const LARGEST_STATE: usize = 1 << 18;
 /// Numbers of any other tensor of a stream.
 const LARGEST_TENSOR: usize = 1 << 20;
 
@@ -250,10 +250,14 @@ impl StatefulGraph {
             large("output", &graph.output)?,
         );
         let steps = graph.steps.unwrap_or(1);
-        let open = |shape: &Shape| steps == 1 || shape.batch + 1 < shape.sizes.len();
+        // A frame's numbers have to stand together: time is the last dimension, and nothing else but the batch goes before it.
+        let open = |shape: &Shape| {
+            let last = shape.sizes.last().copied().unwrap_or(0);
+            steps == 1 || shape.batch + 1 < shape.sizes.len() && shape.each() == last
+        };
         if !(1..=MOST_STEPS).contains(&steps) || !open(&input) || !open(&output) {
             return Err(format!(
-                "{part}.steps: {steps}: 1 to {MOST_STEPS} frames go through at once, and the last dimension must not be the batch"
+                "{part}.steps: {steps}: 1 to {MOST_STEPS} frames go through at once, along the last dimension, and every other one but the batch has to be 1"
             ));
         }
         let (inputs, outputs) = (session.inputs(), session.outputs());

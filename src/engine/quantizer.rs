@@ -54,12 +54,6 @@ impl Quantizer {
         })
     }
 
-    /// How many stages it has.
-    #[must_use]
-    pub const fn stages(&self) -> usize {
-        self.stages
-    }
-
     /// How many numbers it codes at a time.
     #[must_use]
     pub const fn dimension(&self) -> usize {

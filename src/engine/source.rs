@@ -151,7 +151,9 @@ where
     C: Codec<Encoder = LyraEncoder, Decoder = LyraDecoder>,
 {
     let format = codec.format();
-    let silence = vec![0.0; format.frame];
+    // As many frames as a packet of 40 ms has.
+    let samples = (format.samples(40) / format.frame).max(1) * format.frame;
+    let silence = vec![0.0; samples];
     let mut run = |streams: usize, rung: Rung| {
         let states = |_| Ok((codec.encoder()?, codec.decoder()?));
         let states: Result<Vec<_>, CodecError> = (0..streams).map(states).collect();
@@ -172,7 +174,7 @@ where
                 .zip(&payloads)
                 .map(|(state, payload)| {
                     let payload = (!lost).then_some(payload.as_slice());
-                    DecodeTask::new(state, rung.codec(), payload, format.frame)
+                    DecodeTask::new(state, rung.codec(), payload, samples)
                 })
                 .collect();
             codec.decode(&mut batch);

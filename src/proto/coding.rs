@@ -196,7 +196,9 @@ impl Coding {
         }
         self.rules = rules;
         self.mid_ext_id = mid_ext_id;
-        for stream in &mut self.streams {
+        for (index, stream) in self.streams.iter_mut().enumerate() {
+            // What waits may go now.
+            self.touched.push_back(index);
             let by_ssrc = |rule: &&TrackRule| rule.ssrcs.contains(&stream.ssrc);
             let by_mid = |rule: &&TrackRule| rule.ssrcs.is_empty() && rule.mid == stream.mid;
             let rules = self.rules.iter();
@@ -288,9 +290,9 @@ impl Coding {
             && let Some(pack) = rule.pack
             && let Some(opus_pt) = rule.opus_pts.0
         {
-            // Not the original's own: it may have been overtaken by some that went unframed.
-            let first =
-                newest_sent(header.ssrc).map_or(header.sequence, |newest| newest.wrapping_add(1));
+            // Not the original's own: it may have been overtaken by some that went unframed, or are about to.
+            let first = recode::newest(stream, newest_sent(header.ssrc))
+                .map_or(header.sequence, |newest| newest.wrapping_add(1));
             let mut packer = Packer::new(packer_config(rule, pack, opus_pt, first));
             let rungs = self.engine.with(self.engine.encodes, pack.models);
             packer.set_rung(rungs.at_least(pack.rung));

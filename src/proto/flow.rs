@@ -86,6 +86,8 @@ struct Stream {
 #[derive(Debug, Default)]
 struct Shedding {
     newest: Option<u16>,
+    /// Payload type of the RED that was shed, after the rule is gone too.
+    pt: Option<u8>,
     /// The newest is the lowest bit.
     shed: u128,
 }
@@ -177,10 +179,10 @@ impl Flow {
             return UNTOUCHED;
         };
         let (mut saved, mut added) = (0, 0);
-        let sheds = rule.shed_red.is_some()
-            && stream
-                .shed
-                .of(header.sequence, stream.shedding || rule.shed_always);
+        stream.shed.pt = rule.shed_red.or(stream.shed.pt);
+        let shed_pt = stream.shed.pt;
+        let now = rule.shed_red.is_some() && (stream.shedding || rule.shed_always);
+        let sheds = shed_pt.is_some() && stream.shed.of(header.sequence, now);
         if rule.default_bytes_per_second > 0 {
             saved += steering_saved(stream, rule, &header, packet, wire_len);
         }
@@ -191,7 +193,7 @@ impl Flow {
             self.stats.wrapped_packets += 1;
         }
         if sheds
-            && rule.shed_red == Some(header.payload_type)
+            && shed_pt == Some(header.payload_type)
             && let Shed::Dropped(bytes) = red::shed(packet, &header)
         {
             saved += bytes as u64;

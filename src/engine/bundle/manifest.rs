@@ -16,8 +16,10 @@ const SAMPLE_RATES: [usize; 3] = [16_000, 24_000, 48_000];
 const VAD_RATE: usize = 16_000;
 /// Ticks a second by which frames of every rate are whole.
 const TICKS: usize = 48_000;
-/// A frame of L2 in bytes: 255 of 20 ms are 102 kbit/s, more than what comes in.
+/// A frame of L2 in bytes.
 const LARGEST_FRAME: usize = 255;
+/// And a packet of 40 ms: 102 kbit/s, more than what comes in.
+const LARGEST_PACKET: usize = 510;
 /// Stages of the two neural rungs where the manifest doesn't say: those of Lyra v2.
 const LYRA: Stages = Stages { l1: 16, l2: 30 };
 
@@ -424,6 +426,12 @@ fn frames(rate: usize, frame: usize, code: &Code, rungs: Stages) -> Result<Frame
             "rungs: a frame takes {} bytes on L1 and {} on L2; they have to differ, and {LARGEST_FRAME} are the most",
             bytes(l1),
             bytes(l2)
+        ));
+    }
+    let packet = rate.div_ceil(25 * frame) * bytes(l2);
+    if packet > LARGEST_PACKET {
+        return Err(format!(
+            "rungs: 40 ms take {packet} bytes on L2; {LARGEST_PACKET} are the most"
         ));
     }
     Frames::new(frame * (TICKS / rate), bytes(l1), bytes(l2))

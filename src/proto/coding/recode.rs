@@ -40,6 +40,9 @@ pub(super) fn set_rule(recoder: &mut Option<Recoder>, rule: Option<&TrackRule>) 
         // Where there is a hop, it is the hop's.
         let alone = rule.filter(|rule| rule.pack.is_none() && rule.restore.is_none());
         recoder.set_rule(alone.and_then(|rule| rule.recode));
+        if let Some((Some(opus_pt), red_pt)) = alone.map(|rule| rule.opus_pts) {
+            recoder.set_pts(opus_pt, red_pt);
+        }
     }
 }
 
@@ -47,6 +50,18 @@ pub(super) fn set_engine(recoder: &mut Option<Recoder>, engine: EngineRungs) {
     if let Some(recoder) = recoder {
         let able = able(recoder, engine);
         recoder.set_able(able);
+    }
+}
+
+/// The highest sequence number that went on unframed, or waits to.
+pub(super) fn newest(stream: &Stream, sent: Option<u16>) -> Option<u16> {
+    let waiting = stream.recoder.as_ref().and_then(Recoder::newest);
+    match (sent, waiting) {
+        (Some(sent), Some(waiting)) if waiting.wrapping_sub(sent).cast_signed() > 0 => {
+            Some(waiting)
+        }
+        (None, waiting) => waiting,
+        (sent, _) => sent,
     }
 }
 
@@ -73,10 +88,8 @@ pub(super) fn take(
     }
     match &mut stream.recoder {
         Some(recoder) if recoder.is_idle(now) => {
-            if let Some(header) = RtpHeader::parse(packet) {
-                recoder.skip(header.sequence);
-            }
-            false
+            let header = RtpHeader::parse(packet);
+            !header.is_none_or(|header| recoder.skip(header.sequence))
         }
         Some(recoder) => {
             recoder.take(now, packet, wire_len);

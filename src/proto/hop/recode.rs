@@ -208,6 +208,17 @@ impl Recoder {
         self.rule = rule;
     }
 
+    /// Payload types of Opus and RED from the next packet on.
+    pub fn set_pts(&mut self, opus_pt: u8, red_pt: Option<u8>) {
+        (self.opus_pt, self.red_pt) = (opus_pt, red_pt);
+    }
+
+    /// The highest sequence number that came.
+    #[must_use]
+    pub fn newest(&self) -> Option<u16> {
+        self.newest
+    }
+
     /// Whether the engine can do it from now on.
     pub fn set_able(&mut self, able: bool) {
         self.able = able;
@@ -238,13 +249,21 @@ impl Recoder {
         self.line.is_empty() && self.sent.is_empty() && self.active(now).is_none()
     }
 
-    /// A packet goes by that nothing is to be done with. It isn't coded when it is asked for again either.
-    pub fn skip(&mut self, sequence: u16) {
-        let ahead = |newest| sequence.wrapping_sub(newest).cast_signed();
-        if self.newest.is_none_or(|newest| ahead(newest) > 0) {
+    /// A packet goes by that nothing is to be done with. It isn't coded when it is asked for again either. `false`: it must not go,
+    /// because it may have gone with another payload and nobody knows any more.
+    #[must_use]
+    pub fn skip(&mut self, sequence: u16) -> bool {
+        let ahead = self
+            .newest
+            .map_or(1, |newest| sequence.wrapping_sub(newest).cast_signed());
+        if ahead > 0 {
             self.newest = Some(sequence);
+        } else if self.ever && ahead.unsigned_abs() > HISTORY {
+            self.stats.dropped += 1;
+            return false;
         }
         self.lost = 0;
+        true
     }
 
     /// Takes a decrypted packet, which took `wire_len` bytes on its sender's wire.
@@ -426,7 +445,8 @@ impl Recoder {
             self.recent.pop_front();
         }
         self.recent.push_back((timestamp, opus));
-        if self.sent.len() >= usize::from(HISTORY) {
+        // They end in another order than they came, by the line at most.
+        if self.sent.len() >= usize::from(HISTORY) + MAX_LINE {
             self.sent.pop_front();
         }
         self.sent.push_back((sequence, payload));
@@ -438,8 +458,9 @@ impl Recoder {
         let Some(at) = self.position(id) else {
             return;
         };
-        if reason == Refusal::Stale {
-            // Others are ahead: nothing against the engine.
+        let shared = self.rule.is_some_and(|rule| rule.key.is_some());
+        if reason == Refusal::Stale || shared && reason == Refusal::Busy {
+            // Others are ahead, or so many that the queue is full of them: nothing against the engine.
             self.give_up(at, Kept::Refused);
             return;
         }
