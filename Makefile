@@ -37,7 +37,7 @@ build: tools ## the release binary
 test: setup lint ## everything that has to hold: format, lints, licences, converted models, tests against the real server
 	scripts/models/make.sh --test
 	"$(PYTHON)" -B scripts/test_transit.py
-	cargo test --workspace --locked --no-fail-fast
+	scripts/test.sh
 
 lint: tools licences ## rustfmt, clippy with warnings denied, licences
 	cargo fmt --all --check
