@@ -40,9 +40,9 @@ def coded(status: dict) -> int:
     return originals["coded"] + originals["restored"]
 
 
-def run(folder: Path, auralink: Path, pairs: int, seconds: float) -> dict:
+def run(folder: Path, auralink: Path, pairs: int, seconds: float, scheduling: str) -> dict:
     """One call of `seconds` beside so many pairs: transit.py's report on the ordinary packets, and what the origin's engine did."""
-    with lab.Lab(folder, auralink, {"off": "mode: off", "neural": "mode: neural"}, hop=True) as running:
+    with lab.Lab(folder, auralink, {"off": "mode: off", "neural": "mode: neural"}, hop=True, scheduling=scheduling) as running:
         speaking = talkers(running, pairs, seconds + 60)
         deadline = time.monotonic() + 60
         while coded(lab.Lab.status(running.admin)) < SPEAK * pairs * 2:
@@ -73,9 +73,9 @@ def run(folder: Path, auralink: Path, pairs: int, seconds: float) -> dict:
     return report | engine | {"packets_lost": ordinary["packets_lost"]}
 
 
-def beside(folder: Path, auralink: Path, pairs: list[int], seconds: float, rounds: int) -> tuple[list[str], list[list[str]], list[dict]]:
+def beside(folder: Path, auralink: Path, pairs: list[int], seconds: float, rounds: int, scheduling: str) -> tuple[list[str], list[list[str]], list[dict]]:
     """Head, rows and everything of the table: each number of pairs, in turn, `rounds` times."""
-    results = [run(folder / f"beside-{n}-{turn}", auralink, n, seconds) for turn in range(rounds) for n in pairs]
+    results = [run(folder / f"beside-{n}-{turn}", auralink, n, seconds, scheduling) for turn in range(rounds) for n in pairs]
     rows = []
     for r in sorted(results, key=lambda r: r["pairs"]):
         took = [f"{r[way][q]:.2f}" for way in ("up", "down", "both") for q in ("p50", "p99")]

@@ -130,11 +130,11 @@ class Lab:
 
     `direct` and `sidecar` are the ws:// addresses to join at; `media_ports` are AuraLink's UDP ports towards clients. Rooms called
     `MODE-...` have that mode, for each of `modes`; every other room is off. With `hop` there is a second AuraLink, `edge`, whose
-    upstream is the first: `edge_url` and `edge_ports` are for its clients, and both have the codec engine.
+    upstream is the first: `edge_url` and `edge_ports` are for its clients, and both have the codec engine. `scheduling` is that of media threads.
     """
 
-    def __init__(self, folder: Path, auralink: Path, modes: dict[str, str], workers: int = 1, hop: bool = False) -> None:
-        self.folder, self.auralink, self.modes, self.workers, self.hop = folder, auralink, modes, workers, hop
+    def __init__(self, folder: Path, auralink: Path, modes: dict[str, str], workers: int = 1, hop: bool = False, scheduling: str = "normal") -> None:
+        self.folder, self.auralink, self.modes, self.workers, self.hop, self.scheduling = folder, auralink, modes, workers, hop, scheduling
         self.env = environment()
         self.processes: list[Process] = []
 
@@ -202,7 +202,7 @@ class Lab:
         path = self.folder / f"{name}.yaml"
         path.write_text(
             f"listen: 127.0.0.1:{listen}\nupstream: http://127.0.0.1:{upstream}\n"
-            f"media: {{ ip: 127.0.0.1, udp_port: {udp}, {tcp_port}workers: {self.workers} }}\n"
+            f"media: {{ ip: 127.0.0.1, udp_port: {udp}, {tcp_port}workers: {self.workers}, scheduling: {self.scheduling} }}\n"
             f"admin: {{ listen: 127.0.0.1:{admin} }}\n{engine}"
             f"limits: {{ handshakes: 1024 }}\nrooms:\n{rules}"
         )

@@ -37,8 +37,8 @@ LOSS_LIMIT = 0.001
 """Part of the packets that may be missing for a number of participants to count as carried."""
 
 
-SAMPLE = 16
-"""One in so many streams towards listeners is followed through AuraLink; all would keep the capture busier than AuraLink."""
+SAMPLE = {"low": 1, "half": 16}
+"""One in so many streams towards listeners is followed through AuraLink; all of the larger call would keep the capture busier than AuraLink."""
 
 
 def quantile(values: list[float], q: float) -> float:
@@ -121,12 +121,12 @@ def join(a, lab_for) -> dict:
 # Latency, loss, CPU
 
 
-def run_load(running: lab.Lab, path: str, room: str, seconds: float, args: list[str], patience: float = 120, may_fail: bool = False, follow: bool = False) -> dict:
+def run_load(running: lab.Lab, path: str, room: str, seconds: float, args: list[str], patience: float = 120, may_fail: bool = False, follow: int | None = None) -> dict:
     """One `go --load`; adds what each process spent of CPU time while packets were counted, and their memory near the end. `follow`: and
-    what each packet of some streams took through AuraLink, whose CPU time is then not what it is without the capture."""
+    what each packet of one in so many streams took through AuraLink, whose CPU time is then not what it is without the capture."""
     url = running.direct if path == "direct" else running.sidecar
     ports = [*running.media_ports, running.livekit_udp]
-    capture, packets = running.rtp(f"transit-{path}", seconds + patience, ports, SAMPLE) if follow else (None, None)
+    capture, packets = running.rtp(f"transit-{path}", seconds + patience, ports, follow) if follow else (None, None)
     client = running.go_client(f"load-{path}", "--url", url, "--room", room, "--seconds", str(seconds), *args)
     watched = {"livekit": running.livekit, "auralink": running.side, "client": client}
     if capture:
@@ -219,7 +219,7 @@ def load(a, lab_for) -> dict:
 
         def followed(name=name, args=args) -> dict:
             with lab_for(f"load-{name}-followed") as running:
-                return run_load(running, "sidecar", f"off-{name}-followed", a.seconds, args, follow=True)
+                return run_load(running, "sidecar", f"off-{name}-followed", a.seconds, args, follow=SAMPLE[name])
 
         note(f"load: {participants} x {speakers}, sidecar, packets followed ...")
         transits = quiet_run(a, followed)["transit"]
@@ -331,7 +331,7 @@ def scale(a, lab_for) -> dict:
 def native_beside_neural(a, lab_for) -> dict:
     await_quiet(a.patience)
     note(f"beside: {a.rounds} rounds of {', '.join(str(n) for n in a.beside)} pairs of talkers ...")
-    head, rows, results = beside.beside(a.out, a.auralink.resolve(), a.beside, a.seconds, a.rounds)
+    head, rows, results = beside.beside(a.out, a.auralink.resolve(), a.beside, a.seconds, a.rounds, a.scheduling)
     show("Native media in the origin, from being sent to it to being sent by it, while talkers use its codecs", head, rows)
     return {"runs": results}
 
@@ -357,6 +357,7 @@ def main() -> None:
     p.add_argument("--attempts", type=int, default=3, help="runs of a load at most, where others disturb it")
     p.add_argument("--patience", type=float, default=60, help="seconds to wait for a quiet machine before each run")
     p.add_argument("--workers", type=int, default=1, help="AuraLink's media workers")
+    p.add_argument("--scheduling", default="normal", choices=["normal", "realtime"], help="media.scheduling of AuraLink")
     p.add_argument("--short", action="store_true", help="a quick run that shows whether everything works; its figures mean nothing")
     p.add_argument("--out", type=Path, default=lab.CACHE / "measure", help="folder for logs and measure.json")
     a = p.parse_args()
@@ -370,12 +371,12 @@ def main() -> None:
     lab.raise_file_limit()
 
     def lab_for(name: str) -> lab.Lab:
-        return lab.Lab(a.out / name, a.auralink.resolve(), {"off": "mode: off"}, a.workers)
+        return lab.Lab(a.out / name, a.auralink.resolve(), {"off": "mode: off"}, a.workers, scheduling=a.scheduling)
 
     load_before = os.getloadavg()[0]
     if load_before > 0.5:
         note(f"the machine is busy (load average {load_before:.1f}): the figures will be worse than they are")
-    print(f"{lab.machine()}; load average before: {load_before:.2f}; media workers: {a.workers}")
+    print(f"{lab.machine()}; load average before: {load_before:.2f}; media workers: {a.workers}, scheduling: {a.scheduling}")
     result = {"machine": lab.machine(), "load_average_before": load_before, "arguments": sys.argv[1:]}
     for part in parts:
         result[part] = PARTS[part](a, lab_for)

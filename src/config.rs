@@ -113,6 +113,17 @@ pub struct Media {
     pub tcp_port: Option<u16>,
     /// `media.workers`: threads, 1 to [`MAX_WORKERS`].
     pub workers: usize,
+    /// `media.scheduling`: when these threads get a core.
+    pub scheduling: Scheduling,
+}
+
+/// How the kernel schedules media threads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scheduling {
+    /// As everything else (`SCHED_OTHER`).
+    Normal,
+    /// Before everything else (`SCHED_RR`); needs CAP_SYS_NICE.
+    Realtime,
 }
 
 /// The admin listener.
@@ -214,6 +225,7 @@ impl Default for Settings {
                 udp_port: 7982,
                 tcp_port: None,
                 workers: cores.min(MAX_WORKERS),
+                scheduling: Scheduling::Normal,
             },
             admin: Admin {
                 listen: loopback(7990),
@@ -385,6 +397,7 @@ impl Settings {
             udp_port,
             tcp_port,
             workers,
+            scheduling,
         } = media;
         let Admin {
             listen: admin_listen,
@@ -420,6 +433,7 @@ impl Settings {
             ("media.udp_port", *udp_port == new.media.udp_port),
             ("media.tcp_port", *tcp_port == new.media.tcp_port),
             ("media.workers", *workers == new.media.workers),
+            ("media.scheduling", *scheduling == new.media.scheduling),
             ("engine.threads", *threads == new.engine.threads),
             ("engine.models", *models == new.engine.models),
             ("engine.codec", *codec == new.engine.codec),

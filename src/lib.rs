@@ -15,7 +15,7 @@ pub mod signal;
 use crate::admin::{Admin, Rooms};
 use crate::app::{App, Door};
 use crate::audit::Audit;
-use crate::config::{Live, Settings};
+use crate::config::{Live, Scheduling, Settings};
 use crate::fault::{Fault, What};
 use crate::media::{Media, MediaConfig};
 use crate::overview::Overview;
@@ -54,6 +54,7 @@ pub async fn run(settings: Settings, path: &Path) -> Result<(), Fault> {
             udp_port: settings.media.udp_port,
             tcp_port: settings.media.tcp_port,
             workers: settings.media.workers,
+            realtime: settings.media.scheduling == Scheduling::Realtime,
             consent_timeout: settings.session.consent_timeout,
         },
         &identity,

@@ -19,6 +19,7 @@ pub(super) fn app() -> Arc<App> {
         udp_port: 0,
         tcp_port: None,
         workers: 1,
+        realtime: false,
         consent_timeout: Duration::from_secs(30),
     };
     let media = Arc::new(Media::start(config, &identity, engine, events).unwrap());

@@ -7,6 +7,7 @@ use super::values::{
 use super::yaml::{self, Findings, Section};
 use super::{
     Admin, Engine, Limits, Loaded, Log, LogFormat, MAX_QUERY, MAX_WORKERS, Media, Metrics,
+    Scheduling,
 };
 use super::{Places, Problem, Problems, Session, Settings, TlsFiles};
 use auralink_proto::ladder::Rung;
@@ -99,6 +100,10 @@ fn tls(top: &Section<'_>) -> Option<TlsFiles> {
 }
 
 fn media(section: Section<'_>, base: Media) -> Media {
+    let schedulings = &[
+        ("normal", Scheduling::Normal),
+        ("realtime", Scheduling::Realtime),
+    ];
     let ips = section.one_or_more("ip", ip).unwrap_or(base.ips);
     let twice = ips
         .iter()
@@ -119,6 +124,7 @@ fn media(section: Section<'_>, base: Media) -> Media {
         udp_port: section.or("udp_port", number(1..=u16::MAX), base.udp_port),
         tcp_port: section.optional("tcp_port", number(1..=u16::MAX)),
         workers: section.or("workers", number(1..=MAX_WORKERS), base.workers),
+        scheduling: section.or("scheduling", choice(schedulings, &[]), base.scheduling),
     };
     section.done();
     media

@@ -269,6 +269,7 @@ fn what_only_a_restart_changes() {
         "session: {resume_grace: 1s}",
         "session: {consent_timeout: 5s}",
         "session: {drain_grace: 1s}",
+        "media: {scheduling: realtime}",
         "log: {format: json}",
         "engine: {threads: 63}",
         "engine: {models: /m}",

@@ -35,6 +35,8 @@ pub struct MediaConfig {
     pub tcp_port: Option<u16>,
     /// Threads.
     pub workers: usize,
+    /// They get a core before everything else, where the kernel allows it.
+    pub realtime: bool,
     /// A leg without consent for so long ends (RFC 7675).
     pub consent_timeout: Duration,
 }
@@ -237,6 +239,7 @@ impl Media {
                 index,
                 sockets,
                 identity: identity.clone(),
+                realtime: config.realtime,
                 consent_timeout: config.consent_timeout,
                 engine: engine.clone(),
                 commands: receiver,

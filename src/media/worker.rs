@@ -31,6 +31,10 @@ use std::net::SocketAddr;
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use thread_priority::{
+    RealtimeThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy,
+    set_thread_priority_and_policy, thread_native_id,
+};
 
 const WAKER: Token = Token(usize::MAX);
 
@@ -60,6 +64,7 @@ pub(super) struct Setup {
     pub(super) index: usize,
     pub(super) sockets: Vec<(SocketAddr, std::net::UdpSocket)>,
     pub(super) identity: Identity,
+    pub(super) realtime: bool,
     pub(super) consent_timeout: Duration,
     pub(super) engine: Arc<Engine>,
     pub(super) commands: mpsc::Receiver<Command>,
@@ -225,10 +230,28 @@ pub(super) fn spawn(mut setup: Setup) -> io::Result<(Arc<Waker>, JoinHandle<()>)
     for (local, socket) in sockets {
         state.add_socket(Owner::Clients, local, socket)?;
     }
-    let thread = std::thread::Builder::new()
-        .name(name)
-        .spawn(move || state.run())?;
+    let thread = std::thread::Builder::new().name(name).spawn(move || {
+        if state.setup.realtime {
+            take_precedence(state.setup.index);
+        }
+        state.run();
+    })?;
     Ok((waker, thread))
+}
+
+/// Has the kernel run this thread before every thread that isn't real-time itself. Of these it keeps 5 % of each second for the
+/// others (`kernel.sched_rt_runtime_us`), and a worker sleeps between turns.
+fn take_precedence(index: usize) {
+    let lowest = ThreadSchedulePolicy::Realtime(RealtimeThreadSchedulePolicy::RoundRobin);
+    if let Err(error) =
+        set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, lowest)
+    {
+        tracing::warn!(
+            worker = index,
+            ?error,
+            "media.scheduling: realtime: the kernel refuses it (CAP_SYS_NICE is needed); scheduled normally"
+        );
+    }
 }
 
 fn now() -> Now {

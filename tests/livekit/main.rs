@@ -18,6 +18,7 @@ mod client;
 mod cycles;
 mod disclosure;
 mod faults;
+mod frozen;
 mod harness;
 mod hop;
 mod hop_faults;

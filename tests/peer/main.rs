@@ -68,6 +68,7 @@ impl Sidecar {
                 udp_port: 0,
                 tcp_port: None,
                 workers: 1,
+                realtime: false,
                 consent_timeout: Duration::from_secs(30),
             },
             &identity,

@@ -1,0 +1,159 @@
+//! A codec thread that stops dead in a real call: speech crosses natively within a moment, and coded again once the engine is mended.
+
+use crate::chain::{Chain, hop, speech, undisturbed};
+use crate::client::{Client, Kind};
+use crate::harness::{Load, Process, Trial, root, setting, wait_for};
+use nix::sys::ptrace;
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::Pid;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// What a listener may miss of the talker when the engine stops, with the 20 ms between two packets. A group of 40 ms, of which the
+/// second half waits 20 ms for its codec, is the least that there can be; the rest is for machines that are busy themselves.
+const LONGEST_GAP: Duration = Duration::from_millis(100 + 20);
+
+/// Stops one thread of another process, as a codec does that never comes back.
+struct Frozen(Pid);
+
+impl Frozen {
+    fn thread(pid: u32, name: &str) -> Self {
+        let tid = fs::read_dir(format!("/proc/{pid}/task"))
+            .unwrap()
+            .filter_map(|task| task.ok()?.file_name().into_string().ok())
+            .find(|tid| {
+                fs::read_to_string(format!("/proc/{pid}/task/{tid}/comm"))
+                    .is_ok_and(|comm| comm.trim() == name)
+            })
+            .unwrap_or_else(|| panic!("no thread {name} in process {pid}"));
+        let tid = Pid::from_raw(tid.parse().unwrap());
+        ptrace::seize(tid, ptrace::Options::empty())
+            .expect("ptrace of a child of ours (kernel.yama.ptrace_scope up to 1 allows it)");
+        ptrace::interrupt(tid).unwrap();
+        waitpid(tid, Some(WaitPidFlag::__WALL)).unwrap();
+        Self(tid)
+    }
+
+    fn let_go(self) {
+        ptrace::detach(self.0, None).unwrap();
+    }
+}
+
+/// Nanoseconds since 1970, as rtp.py has them.
+fn now() -> u128 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap()
+        .as_nanos()
+}
+
+/// The longest pause between two packets of a stream that goes to one of these ports (`to`) or comes from one, in these nanoseconds;
+/// with the number of streams that it was looked for in.
+fn longest_gap(packets: &Path, ports: &[u16], to: bool, span: (u128, u128)) -> (Duration, usize) {
+    let mut streams = std::collections::BTreeMap::<String, Vec<u128>>::new();
+    for line in fs::read_to_string(packets).unwrap().lines() {
+        let field: Vec<&str> = line.split(' ').collect();
+        let [time, source, destination, ssrc, ..] = field[..] else {
+            panic!("rtp.py: {line}");
+        };
+        let end = if to { destination } else { source };
+        let port: u16 = end.rsplit(':').next().unwrap().parse().unwrap();
+        let time: u128 = time.parse().unwrap();
+        if ports.contains(&port) && (span.0..span.1).contains(&time) {
+            streams.entry(ssrc.to_owned()).or_default().push(time);
+        }
+    }
+    // The server's first packets are silence of its own, on the same numbers; whole streams only.
+    streams.retain(|_, times| times.len() > 50);
+    let gap = streams
+        .values()
+        .flat_map(|times| times.windows(2).map(|pair| pair[1] - pair[0]))
+        .max()
+        .unwrap_or(u128::MAX);
+    (
+        Duration::from_nanos(u64::try_from(gap).unwrap_or(u64::MAX)),
+        streams.len(),
+    )
+}
+
+/// Both talk without a pause while the edge's codec thread, which codes what goes up and restores what comes down, stops for four seconds.
+#[test]
+fn an_engine_that_stops_is_not_heard_of() {
+    let trial = Trial::new("an_engine_that_stops_is_not_heard_of", Load::Alone);
+    let room = trial.room("neural");
+    let (chain, gaps) = undisturbed(|| {
+        let chain = Chain::neural(&trial);
+        let make = |identity: &str, name: &str| {
+            Client::new(Kind::Go, &chain.edge.url(), &room, identity)
+                .wav(&speech(name))
+                .flag("--no-dtx")
+                .seconds(24.0)
+                .spawn(&trial)
+        };
+        let (anna, ben) = (make("anna", "talker-a"), make("ben", "talker-b"));
+        chain.wait_talking(&room, 2);
+
+        let packets = trial.dir.join("packets.txt");
+        let ports = [vec![chain.livekit.udp_port], chain.edge.udp_ports()].concat();
+        let mut capture = capture(&trial, &ports, &packets);
+        // The ports' own names for the two directions.
+        let count = |what: &str| hop(&chain.edge.status(), what);
+        let soon = Duration::from_secs(12);
+        let grows = |what: &'static str| {
+            let before = count(what);
+            wait_for(what, soon, || (count(what) > before + 25.0).then_some(()));
+        };
+        grows("/originals/coded");
+        grows("/originals/restored");
+
+        let began = now();
+        let frozen = Frozen::thread(chain.edge.process.pid(), "codec-0");
+        std::thread::sleep(Duration::from_secs(4));
+        frozen.let_go();
+        let ended = now();
+        let while_frozen = [chain.edge.status(), chain.origin.status()];
+        // By itself: another thread took the place of the one that hung, trials succeeded, breakers closed.
+        grows("/originals/coded");
+        grows("/originals/restored");
+
+        let (anna, ben) = (anna.finish(), ben.finish());
+        capture.signal("TERM");
+        capture.wait(Duration::from_secs(20));
+        let span = (began, ended);
+        let gaps = [
+            longest_gap(&packets, &[chain.livekit.udp_port], true, span),
+            longest_gap(&packets, &chain.edge.udp_ports(), false, span),
+        ];
+        println!("longest gaps towards LiveKit and towards the clients: {gaps:?}");
+        drop((anna, ben));
+        // How busy the machine was is seen at the end that was left alone.
+        let [_, origin] = while_frozen;
+        ((chain, gaps), [origin.clone(), origin])
+    });
+    for (what, (gap, streams)) in ["towards LiveKit", "towards the clients"].iter().zip(gaps) {
+        assert_eq!(streams, 2, "{what}: streams of the two talkers");
+        assert!(gap <= LONGEST_GAP, "{what}: nothing for {gap:?}");
+    }
+    chain.wait_over(&room);
+}
+
+/// rtp.py on these ports until it is told to end.
+fn capture(trial: &Trial, ports: &[u16], packets: &PathBuf) -> Process {
+    let mut command = Command::new(setting("AURALINK_PYTHON"));
+    command
+        .arg(root().join("tests/clients/python/rtp.py"))
+        .args(["--seconds", "60"]);
+    for port in ports {
+        command.args(["--port", &port.to_string()]);
+    }
+    command.arg(packets);
+    let process = Process::spawn(&trial.dir, "rtp", &mut command, true);
+    trial.watch(&process.log);
+    wait_for("rtp.py to listen", Duration::from_secs(20), || {
+        let log = fs::read_to_string(&process.log).unwrap_or_default();
+        log.contains("ready").then_some(())
+    });
+    process
+}
