@@ -45,6 +45,8 @@ pub(crate) struct Slot {
     generation: AtomicU64,
     /// Microseconds after `Shared::start` at which its batch began, plus 1; 0: it waits.
     busy: AtomicU64,
+    /// Batches begun: jobs that wait while it stands still wait for a thread that has stopped.
+    batches: AtomicU64,
     /// Bits of the rungs that a model runs for now.
     running: AtomicU16,
 }
@@ -139,6 +141,7 @@ impl Shared {
                     up: AtomicBool::new(false),
                     generation: AtomicU64::new(0),
                     busy: AtomicU64::new(0),
+                    batches: AtomicU64::new(0),
                     running: AtomicU16::new(0),
                 }
             })
@@ -321,6 +324,7 @@ impl Thread {
             let now = Instant::now();
             slot.busy
                 .store(self.shared.micros(now) + 1, Ordering::Relaxed);
+            slot.batches.fetch_add(1, Ordering::Relaxed);
             let mut outbox = Outbox::new(&self.shared, slot, self.generation);
             let (fresh, jobs) = outbox.sort(&mut items, now);
             outbox.items = fresh;

@@ -11,9 +11,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// What a listener may miss of the talker when the engine stops, with the 20 ms between two packets. A group of 40 ms, of which the
-/// second half waits 20 ms for its codec, is the least that there can be; the rest is for machines that are busy themselves.
-const LONGEST_GAP: Duration = Duration::from_millis(100 + 20);
+/// Longest pause of a stream whose coding end stops, with the 20 ms between two packets: each packet waits 20 ms for its codec.
+const CODING: Duration = Duration::from_millis(100 + 20);
+/// The same where the restoring end stops: that it hangs has to show (60 ms), and to be said to the other end, which then has the last
+/// two packets to send as they are. Seen: 120 to 190 ms.
+const RESTORING: Duration = Duration::from_millis(300);
 
 /// Stops one thread of another process, as a codec does that never comes back.
 struct Frozen(Pid);
@@ -98,7 +100,6 @@ fn an_engine_that_stops_is_not_heard_of() {
         let packets = trial.dir.join("packets.txt");
         let ports = [vec![chain.livekit.udp_port], chain.edge.udp_ports()].concat();
         let mut capture = capture(&trial, &ports, &packets);
-        // The ports' own names for the two directions.
         let count = |what: &str| hop(&chain.edge.status(), what);
         let soon = Duration::from_secs(12);
         let grows = |what: &'static str| {
@@ -121,7 +122,8 @@ fn an_engine_that_stops_is_not_heard_of() {
         let (anna, ben) = (anna.finish(), ben.finish());
         capture.signal("TERM");
         capture.wait(Duration::from_secs(20));
-        let span = (began, ended);
+        // With the last packets before.
+        let span = (began - Duration::from_millis(200).as_nanos(), ended);
         let gaps = [
             longest_gap(&packets, &[chain.livekit.udp_port], true, span),
             longest_gap(&packets, &chain.edge.udp_ports(), false, span),
@@ -132,9 +134,13 @@ fn an_engine_that_stops_is_not_heard_of() {
         let [_, origin] = while_frozen;
         ((chain, gaps), [origin.clone(), origin])
     });
-    for (what, (gap, streams)) in ["towards LiveKit", "towards the clients"].iter().zip(gaps) {
+    let most = [
+        ("towards LiveKit", CODING),
+        ("towards the clients", RESTORING),
+    ];
+    for ((what, most), (gap, streams)) in most.into_iter().zip(gaps) {
         assert_eq!(streams, 2, "{what}: streams of the two talkers");
-        assert!(gap <= LONGEST_GAP, "{what}: nothing for {gap:?}");
+        assert!(gap <= most, "{what}: nothing for {gap:?}");
     }
     chain.wait_over(&room);
 }

@@ -36,6 +36,25 @@ struct Watched {
     due: Option<Instant>,
     /// A hang that was already told to the breakers: its `busy` mark.
     told: u64,
+    /// Since when jobs wait without a batch having begun, and how many had then.
+    waits: Option<(Instant, u64)>,
+}
+
+/// A hang outside a batch, which has no `busy` mark.
+const BETWEEN: u64 = u64::MAX;
+
+impl Watched {
+    /// For how long jobs have waited for a thread that takes none.
+    fn waits_for(&mut self, now: Instant, waiting: bool, batches: u64) -> Duration {
+        self.waits = match self.waits {
+            _ if !waiting => None,
+            Some((since, before)) if before == batches => Some((since, before)),
+            _ => Some((now, batches)),
+        };
+        self.waits.map_or(Duration::ZERO, |(since, _)| {
+            now.saturating_duration_since(since)
+        })
+    }
 }
 
 /// The thread that watches over the others and loads their models.
@@ -67,6 +86,7 @@ impl Watcher {
                 backoff: BACKOFF,
                 due: Some(now),
                 told: 0,
+                waits: None,
             })
             .collect();
         Self {
@@ -178,23 +198,34 @@ impl Watcher {
             Self::again(watched, now);
         }
         let busy = slot.busy.load(Ordering::Relaxed);
-        let busy_for =
-            Duration::from_micros(shared.micros(now).saturating_sub(busy.saturating_sub(1)));
+        let waiting = busy == 0 && !slot.queue.is_empty();
+        let waits = watched.waits_for(now, waiting, slot.batches.load(Ordering::Relaxed));
+        let (mark, for_so_long) = if busy == 0 {
+            (BETWEEN, waits)
+        } else {
+            (
+                busy,
+                Duration::from_micros(shared.micros(now).saturating_sub(busy - 1)),
+            )
+        };
         if watched.thread.is_some() {
-            let hangs = busy != 0 && busy_for > shared.config.stall;
+            let hangs = for_so_long > shared.config.stall;
             slot.up.store(!hangs, Ordering::Relaxed);
-            if hangs && watched.told != busy {
-                watched.told = busy;
+            if !hangs && mark == BETWEEN {
+                watched.told = 0;
+            }
+            if hangs && watched.told != mark {
+                watched.told = mark;
                 let running = from_bits(slot.running.load(Ordering::Relaxed));
                 tracing::warn!(
                     thread = index,
-                    ms = busy_for.as_millis() as u64,
+                    ms = for_so_long.as_millis() as u64,
                     "a codec thread hangs; its tracks go native"
                 );
                 let mut breakers = lock(&shared.breakers);
                 running.iter().for_each(|rung| breakers.hangs(rung, now));
             }
-            if hangs && busy_for > shared.config.replace && self.lost.len() < MOST_LOST {
+            if hangs && for_so_long > shared.config.replace && self.lost.len() < MOST_LOST {
                 slot.generation.fetch_add(1, Ordering::Relaxed);
                 self.lost.extend(watched.thread.take());
                 Self::again(watched, now);
