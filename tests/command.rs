@@ -84,7 +84,7 @@ fn check_says_every_mistake_with_its_place() {
     assert_eq!(
         lines,
         [
-            "a.yaml:3:3: error: media.udp_prot: unknown key (did you mean `udp_port`?); allowed here: ip, udp_port, tcp_port, workers",
+            "a.yaml:3:3: error: media.udp_prot: unknown key (did you mean `udp_port`?); allowed here: ip, udp_port, tcp_port, workers, scheduling",
             "a.yaml:5:12: error: rooms[0].match: \"[\": '[' is not allowed in a pattern (`*` matches any run of characters and `?` any one; there are no classes, alternatives or escapes)",
             "a.yaml:6:11: error: rooms[0].mode: `auto` comes with a later version; allowed now: off, lean, neural",
         ]

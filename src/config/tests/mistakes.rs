@@ -24,7 +24,7 @@ fn every_mistake_is_named_with_its_place_and_what_is_allowed() {
         ),
         (
             "media: { ip: 127.0.0.1, port: 5 }",
-            "1:25 media.port: unknown key; allowed here: ip, udp_port, tcp_port, workers",
+            "1:25 media.port: unknown key; allowed here: ip, udp_port, tcp_port, workers, scheduling",
         ),
         (
             "log: { level: info }\nlog: { level: warn }",
@@ -121,6 +121,10 @@ fn every_mistake_is_named_with_its_place_and_what_is_allowed() {
         (
             "media: { workers: 0 }",
             "1:19 media.workers: 0 is out of range; a whole number from 1 to 64 is allowed",
+        ),
+        (
+            "media: { scheduling: fifo }",
+            "1:22 media.scheduling: \"fifo\" is none of: normal, realtime",
         ),
         (
             "media: { workers: 2.5 }",
