@@ -1,6 +1,8 @@
 //! From framed packets to the original ones.
 
 mod interval;
+mod line;
+mod said;
 mod types;
 mod write;
 
@@ -8,45 +10,22 @@ pub use types::{DecodeJob, Decoded, RestoreTiming, Restored, RestorerConfig, Res
 
 use crate::aic::Hint;
 use crate::aic::payload::{Body, Payload, TICKS_PER_MS, Unreadable};
+use crate::hop::Report;
 use crate::hop::header;
 use crate::hop::window::{Arrival, Frame, Window};
-use crate::hop::{IP_UDP, Report, TAG};
 use crate::ladder::{CodecId, Frames, Rung, Rungs};
 use crate::packet::RtpHeader;
 use interval::{Interval, LOOK_EVERY};
-use rustc_hash::FxBuildHasher;
+use line::{FAILURES, Health, Slot};
+use said::Said;
 use std::collections::VecDeque;
-use std::hash::BuildHasher;
 use std::time::{Duration, Instant};
-
-/// Jobs, frames in line and restored packets that nobody has polled or answered.
-const MAX_LINE: usize = 128;
 
 /// Time from one framed packet to the next, as the waiting for copies takes it.
 const PACE: Duration = Duration::from_millis(40);
 
 /// A stream carries copies as long as one of its last so many packets did: 2 s of speech.
 const COPIES_WITHIN: u64 = 50;
-
-/// Jobs of a codec in a row that failed or came too late before its rungs are taken back.
-const FAILURES: u32 = 2;
-
-#[derive(Debug)]
-enum Slot {
-    Waiting {
-        id: u64,
-        deadline: Instant,
-        codec: CodecId,
-        frame: Frame,
-        count: u8,
-        unit_ms: u8,
-        concealed: bool,
-    },
-    Ready {
-        since: Instant,
-        packets: Vec<(Vec<u8>, Restored)>,
-    },
-}
 
 /// Where the last coded payload ended.
 #[derive(Debug, Clone, Copy)]
@@ -57,13 +36,6 @@ struct Last {
     gain: i8,
     unit_ms: u8,
     red: bool,
-}
-
-/// How the engine does with the codecs of one kind.
-#[derive(Debug, Clone, Copy, Default)]
-struct Health {
-    failures: u32,
-    resting_until: Option<Instant>,
 }
 
 /// One stream's way off the hop.
@@ -88,41 +60,6 @@ pub struct Restorer {
     said: Said,
     /// Counters.
     pub stats: RestorerStats,
-}
-
-/// Packets that went on lately, by sequence number. The next leg's SRTP must not see a number twice with
-/// other bytes (RFC 3711 section 9.1): one that was decoded, or made up, and then comes as it was.
-#[derive(Debug)]
-struct Said(Vec<Option<(u16, u64)>>);
-
-/// Ten seconds of 20 ms.
-const SAID: usize = 512;
-
-impl Default for Said {
-    fn default() -> Self {
-        Self(vec![None; SAID])
-    }
-}
-
-impl Said {
-    /// Whether a packet may go on; the same bytes may again.
-    fn is_new(&mut self, packet: &[u8]) -> bool {
-        let Some(sequence) = packet.get(2..4).and_then(|two| two.first_chunk()) else {
-            return false;
-        };
-        let sequence = u16::from_be_bytes(*sequence);
-        let bytes = FxBuildHasher.hash_one(packet);
-        let Some(slot) = self.0.get_mut(usize::from(sequence) % SAID) else {
-            return false;
-        };
-        match slot {
-            Some((known, before)) if *known == sequence => *before == bytes,
-            slot => {
-                *slot = Some((sequence, bytes));
-                true
-            }
-        }
-    }
 }
 
 impl Restorer {
@@ -405,173 +342,6 @@ impl Restorer {
             lost: true,
         };
         self.ask(now, job, made_up, true);
-    }
-
-    fn ask(&mut self, now: Instant, job: DecodeJob, frame: Frame, concealed: bool) {
-        self.next_id += 1;
-        if self.line.len() >= MAX_LINE || self.jobs.len() >= MAX_LINE {
-            self.stats.dropped += 1;
-            return;
-        }
-        self.line.push_back(Slot::Waiting {
-            id: job.id,
-            deadline: now + self.config.timing.decode_deadline,
-            codec: job.codec,
-            count: job.count,
-            unit_ms: job.unit_ms,
-            frame,
-            concealed,
-        });
-        self.jobs.push_back(job);
-    }
-
-    /// Puts a native packet in line.
-    fn pass(&mut self, now: Instant, frame: &Frame) {
-        let Some(packet) = write::native(&self.config, frame) else {
-            return;
-        };
-        self.stats.natives += 1;
-        let restored = Restored {
-            rung: Rung::NATIVE,
-            native: true,
-            copied: frame.copied,
-            concealed: false,
-        };
-        if self.line.len() >= MAX_LINE {
-            self.stats.dropped += 1;
-            return;
-        }
-        self.line.push_back(Slot::Ready {
-            since: now,
-            packets: vec![(packet, restored)],
-        });
-    }
-
-    /// The next job for the engine.
-    pub fn poll_job(&mut self) -> Option<DecodeJob> {
-        self.jobs.pop_front()
-    }
-
-    /// The engine did job `id`.
-    pub fn decoded(&mut self, now: Instant, id: u64, decoded: Decoded) {
-        let Some(at) = self.position(id) else {
-            self.stats.late_results += 1;
-            return;
-        };
-        let Some(Slot::Waiting {
-            codec,
-            frame,
-            count,
-            unit_ms,
-            concealed,
-            ..
-        }) = self.line.get(at)
-        else {
-            return;
-        };
-        if decoded.packets.len() != usize::from(*count) || decoded.packets.iter().any(Vec::is_empty)
-        {
-            self.failed(now, id);
-            return;
-        }
-        let codec = *codec;
-        let restored = Restored {
-            rung: frame.rung.unwrap_or(Rung::NATIVE),
-            native: false,
-            copied: frame.copied && !concealed,
-            concealed: *concealed,
-        };
-        let packets: Vec<_> = write::decoded(&self.config, frame, *unit_ms, &decoded)
-            .into_iter()
-            .map(|packet| (packet, restored))
-            .collect();
-        self.stats.restored += packets.len() as u64;
-        if restored.concealed {
-            self.stats.concealed += packets.len() as u64;
-        }
-        if let Some(slot) = self.line.get_mut(at) {
-            *slot = Slot::Ready {
-                since: now,
-                packets,
-            };
-        }
-        *self.health(codec) = Health::default();
-        self.settle(now);
-    }
-
-    /// The engine couldn't do job `id`, or its queue was full.
-    pub fn failed(&mut self, now: Instant, id: u64) {
-        match self.position(id) {
-            Some(at) => {
-                self.stats.failed += 1;
-                self.drop_job(now, at);
-                self.settle(now);
-            }
-            None => self.stats.late_results += 1,
-        }
-    }
-
-    fn position(&self, id: u64) -> Option<usize> {
-        let is_it =
-            |slot: &Slot| matches!(slot, Slot::Waiting { id: waiting, .. } if *waiting == id);
-        self.line.iter().position(is_it)
-    }
-
-    fn health(&mut self, codec: CodecId) -> &mut Health {
-        match codec {
-            CodecId::Lyra3 | CodecId::Lyra6 => &mut self.neural,
-            _ => &mut self.opus,
-        }
-    }
-
-    fn drop_job(&mut self, now: Instant, at: usize) {
-        let Some(Slot::Waiting { id, codec, .. }) = self.line.remove(at) else {
-            return;
-        };
-        self.jobs.retain(|job| job.id != id);
-        let rest = self.config.timing.rest;
-        let health = self.health(codec);
-        health.failures = health.failures.saturating_add(1);
-        if health.failures >= FAILURES && health.resting_until.is_none() {
-            health.resting_until = Some(now + rest);
-            self.interval.due = Some(now);
-        }
-    }
-
-    /// Moves what is ready and has waited enough for what should go before it.
-    fn settle(&mut self, now: Instant) {
-        let wait = self.config.timing.ready_wait;
-        let mut at = 0;
-        while let Some(slot) = self.line.get(at) {
-            match slot {
-                Slot::Ready { since, .. } if at == 0 || *since + wait <= now => {
-                    let Some(Slot::Ready { packets, .. }) = self.line.remove(at) else {
-                        return;
-                    };
-                    for packet in packets {
-                        if !self.said.is_new(&packet.0) {
-                            self.stats.duplicates += 1;
-                            continue;
-                        }
-                        self.interval.restored_bytes += (packet.0.len() + IP_UDP + TAG) as u64;
-                        if self.out.len() >= MAX_LINE {
-                            self.out.pop_front();
-                            self.stats.dropped += 1;
-                        }
-                        self.out.push_back(packet);
-                    }
-                }
-                _ => at += 1,
-            }
-        }
-    }
-
-    /// Writes the next restored RTP packet into `out`.
-    pub fn poll_packet(&mut self, out: &mut Vec<u8>) -> Option<Restored> {
-        let (packet, restored) = self.out.pop_front()?;
-        out.clear();
-        out.extend(packet);
-        Some(restored)
     }
 
     /// When [`Restorer::handle_timeout`] is to be called, and [`Restorer::poll_report`] after it.
