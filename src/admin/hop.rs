@@ -72,6 +72,7 @@ impl HopStatus {
             ]),
             originals: BTreeMap::from([
                 ("coded", stats.coded),
+                ("sent_again", stats.resent),
                 ("restored", stats.restored),
                 ("concealed", stats.concealed),
                 ("lost", stats.gaps),

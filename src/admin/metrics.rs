@@ -137,8 +137,8 @@ table! {
         [("what", "sent, sent_with_copy, received, lost, lost_but_copied, unreadable")],
         "Framed packets between two AuraLinks.";
     HOP_ORIGINALS = Kind::Counter, "auralink_hop_originals_total",
-        [("what", "coded, restored, concealed, lost, undecoded")],
-        "Audio packets that went over the hop coded.";
+        [("what", "coded, sent_again, restored, concealed, lost, undecoded")],
+        "Audio packets that went over the hop coded; `sent_again`: those that followed as they came, because the other end could not restore them.";
     HOP_NATIVE = Kind::Counter, "auralink_hop_native_total", [("reason", "as in /status.json")],
         "Audio packets that went over the hop as they came, by why they were not coded.";
     RECODE_PACKETS = Kind::Counter, "auralink_recode_packets_total", [("what", "recoded, or as in /status.json")],

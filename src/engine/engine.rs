@@ -60,7 +60,7 @@ impl Default for EngineConfig {
             local_bitrate: 64_000,
             local_complexity: 5,
             deadline: Duration::from_millis(20),
-            stall: Duration::from_millis(60),
+            stall: Duration::from_millis(50),
             replace: Duration::from_secs(2),
             breaker: BreakerSettings::default(),
         }

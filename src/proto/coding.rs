@@ -452,19 +452,18 @@ impl Coding {
         self.settle(now, index);
     }
 
-    /// Takes the hop's reports out of an RTCP packet of the side that framed packets go to.
+    /// Takes the hop's reports out of an RTCP packet of the side that framed packets go to. Drain [`Coding::poll_packet`] after it.
     pub fn report(&mut self, now: Now, rtcp: &[u8]) {
         report::read(rtcp, |report| {
-            if let Some(stream) = self
-                .by_ssrc
-                .get(&report.ssrc)
-                .and_then(|index| self.streams.get_mut(*index))
+            if let Some(index) = self.by_ssrc.get(&report.ssrc)
+                && let Some(stream) = self.streams.get_mut(*index)
                 && let Some(packer) = &mut stream.packer
             {
                 packer.report(now.instant, &report);
                 // What was negotiated is the most there can be.
                 packer.set_peer_rungs(report.rungs.and(stream.negotiated));
                 stream.reported = Some(report);
+                self.touched.push_back(*index);
             }
         });
     }

@@ -269,6 +269,8 @@ impl Relay {
             back.report(now, &scratch.plain);
             report::take_out(&mut scratch.plain);
             if scratch.plain.is_empty() {
+                // What the report set free.
+                self.pass_coded(now, to, scratch, out);
                 return;
             }
         }

@@ -11,11 +11,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Longest pause of a stream whose coding end stops, with the 20 ms between two packets: each packet waits 20 ms for its codec.
+/// Longest time without a packet while the engine stops: 100 ms, and what lies between two that are heard anyway, which is 20 ms where packets
+/// come one by one ...
 const CODING: Duration = Duration::from_millis(100 + 20);
-/// The same where the restoring end stops: that it hangs has to show (60 ms), and to be said to the other end, which then has the last
-/// two packets to send as they are. Seen: 120 to 190 ms.
-const RESTORING: Duration = Duration::from_millis(300);
+/// ... and 40 ms where two are restored at once. That the restoring end hangs shows after 50 ms; the other end sends again what wasn't restored.
+const RESTORING: Duration = Duration::from_millis(100 + 40);
 
 /// Stops one thread of another process, as a codec does that never comes back.
 struct Frozen(Pid);

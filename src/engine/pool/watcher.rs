@@ -13,7 +13,7 @@ use crate::desk::Kit;
 use crate::source::{Source, Stamp};
 
 /// How often the watcher looks.
-const TICK: Duration = Duration::from_millis(10);
+const TICK: Duration = Duration::from_millis(5);
 /// A thread that fell is put up again after so long at first, twice as long each time ...
 const BACKOFF: Duration = Duration::from_millis(100);
 /// ... up to this, and as at first again once it has run for so long.

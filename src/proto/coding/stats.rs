@@ -15,6 +15,8 @@ pub struct HopStats {
     pub coded: u64,
     /// Originals that went as they came, by [`NativeReason`].
     pub natives: [u64; NativeReason::ALL.len()],
+    /// Originals that went natively after their coded form, which the receiver couldn't restore.
+    pub resent: u64,
     /// Groups that went native because the engine was late.
     pub missed: u64,
     /// Framed packets that came.
@@ -45,6 +47,7 @@ impl std::ops::AddAssign for HopStats {
         for (sum, native) in self.natives.iter_mut().zip(other.natives) {
             *sum += native;
         }
+        self.resent += other.resent;
         self.missed += other.missed;
         self.framed_received += other.framed_received;
         self.lost += other.lost;
@@ -67,6 +70,7 @@ impl Stream {
                 copies_sent: stats.copies,
                 coded: stats.coded,
                 natives: stats.natives,
+                resent: stats.resent,
                 missed: stats.missed,
                 ..HopStats::default()
             };

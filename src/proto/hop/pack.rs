@@ -1,6 +1,7 @@
 //! From original packets to framed ones.
 
 mod frame;
+mod resend;
 mod types;
 
 pub use types::{
@@ -15,6 +16,7 @@ use crate::hop::original::{self, DTX_BYTES, Original, RedBlock};
 use crate::hop::redundancy::{Copies, Redundancy};
 use crate::ladder::{Frames, Rung, Rungs};
 use frame::{NO_COPY, part};
+use resend::Kept;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -55,9 +57,8 @@ enum Slot {
     },
     Native(Original),
     Coded {
-        first: Original,
-        packets: u8,
-        native_bytes: u64,
+        since: Instant,
+        originals: Vec<Original>,
         encoded: Encoded,
     },
 }
@@ -83,6 +84,8 @@ pub struct Packer {
     failures: u32,
     resting_until: Option<Instant>,
     copies: Copies,
+    /// Groups that went coded a moment ago.
+    kept: VecDeque<Kept>,
     predictor: RatioPredictor,
     /// Counters.
     pub stats: PackerStats,
@@ -108,6 +111,7 @@ impl Packer {
             failures: 0,
             resting_until: None,
             copies: Copies::new(config.redundancy),
+            kept: VecDeque::new(),
             predictor: RatioPredictor::default(),
             stats: PackerStats::default(),
             config,
@@ -162,6 +166,7 @@ impl Packer {
     pub fn report(&mut self, now: Instant, report: &Report) {
         self.peer_rungs = report.rungs;
         self.copies.report(now, report.fraction_lost);
+        self.resend(now, report);
     }
 
     /// Takes a decrypted original RTP packet, which took `wire_len` bytes on its sender's wire.
@@ -380,9 +385,12 @@ impl Packer {
             self.stats.late_results += 1;
             return;
         };
-        let Some(Slot::Waiting {
+        let Some(slot) = self.line.get_mut(at) else {
+            return;
+        };
+        let Slot::Waiting {
             unit_ms, originals, ..
-        }) = self.line.get(at)
+        } = slot
         else {
             return;
         };
@@ -402,19 +410,11 @@ impl Packer {
         }
         self.failures = 0;
         self.stats.coded += u64::from(packets);
-        let native_bytes = originals
-            .iter()
-            .map(|original| original.wire_len as u64)
-            .sum();
-        let first = first.clone();
-        if let Some(slot) = self.line.get_mut(at) {
-            *slot = Slot::Coded {
-                first,
-                packets,
-                native_bytes,
-                encoded,
-            };
-        }
+        *slot = Slot::Coded {
+            since: now,
+            originals: std::mem::take(originals),
+            encoded,
+        };
     }
 
     /// The engine doesn't code group `id`.

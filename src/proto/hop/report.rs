@@ -31,6 +31,8 @@ pub struct Report {
     pub jitter: u32,
     /// Bytes on the hop over bytes of what was restored from them, headers included, in 1/255.
     pub ratio: u8,
+    /// Nothing coded was restored of so many of the hop's last sequence numbers, up to `highest`; 0: of none that it holds for.
+    pub unrestored: u16,
 }
 
 fn to_mask(rungs: Rungs) -> u8 {
@@ -59,7 +61,8 @@ pub fn write(sender_ssrc: u32, reports: &[Report], out: &mut Vec<u8>) {
             out.extend([block.fraction_lost, to_mask(block.rungs)]);
             out.extend(block.highest.to_be_bytes());
             out.extend(block.jitter.to_be_bytes());
-            out.extend([block.ratio, block.fraction_missing, 0, 0]);
+            out.extend([block.ratio, block.fraction_missing]);
+            out.extend(block.unrestored.to_be_bytes());
         }
     }
 }
@@ -109,7 +112,8 @@ pub fn read(compound: &[u8], mut f: impl FnMut(Report)) {
                 j3,
                 ratio,
                 missing,
-                ..,
+                u1,
+                u0,
             ] = block;
             f(Report {
                 ssrc: u32::from_be_bytes([s0, s1, s2, s3]),
@@ -119,6 +123,7 @@ pub fn read(compound: &[u8], mut f: impl FnMut(Report)) {
                 highest: u16::from_be_bytes([h1, h0]),
                 jitter: u32::from_be_bytes([j0, j1, j2, j3]),
                 ratio,
+                unrestored: u16::from_be_bytes([u1, u0]),
             });
         }
     });
@@ -165,6 +170,7 @@ mod tests {
             highest: 0xfffe,
             jitter: 655,
             ratio: 40,
+            unrestored: 3,
         }
     }
 

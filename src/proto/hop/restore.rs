@@ -56,6 +56,8 @@ pub struct Restorer {
     out: VecDeque<(Vec<u8>, Restored)>,
     neural: Health,
     opus: Health,
+    /// The first place of the hop whose coded payload came to nothing, where none after it was restored.
+    unrestored: Option<u64>,
     interval: Interval,
     said: Said,
     /// Counters.
@@ -80,17 +82,21 @@ impl Restorer {
             out: VecDeque::new(),
             neural: Health::default(),
             opus: Health::default(),
+            unrestored: None,
             interval: Interval::default(),
             said: Said::default(),
             stats: RestorerStats::default(),
         }
     }
 
-    /// Rungs that the engine can decode from now on; the sender is told at once.
+    /// Rungs that the engine can decode from now on; the sender is told at once. What waits for others is given up:
+    /// the sender has it still.
     pub fn set_rungs(&mut self, now: Instant, rungs: Rungs) {
         if self.config.rungs != rungs {
             self.config.rungs = rungs;
             self.interval.due = Some(now);
+            self.give_up_without(rungs);
+            self.settle(now);
         }
     }
 
@@ -178,6 +184,7 @@ impl Restorer {
                     header,
                     timestamp: header.timestamp.wrapping_sub(copy.ticks_back),
                     part: copy.part.to_owned(),
+                    place: target,
                     copied: true,
                     rung: None,
                 };
@@ -189,6 +196,7 @@ impl Restorer {
             header,
             timestamp: header.timestamp,
             part: payload.part.to_owned(),
+            place: place.unwrap_or_else(|| self.window.next()),
             copied: false,
             rung: hint.and_then(|hint| Rung::new(hint.rung)),
         };
@@ -326,6 +334,7 @@ impl Restorer {
             header,
             timestamp: last.timestamp,
             part: frame.part.clone(),
+            place: frame.place,
             copied: true,
             rung: None,
         };
@@ -391,6 +400,6 @@ impl Restorer {
         self.interval.due.filter(|due| *due <= now)?;
         let rungs = self.rungs();
         let wants = self.interval.wants(now, rungs);
-        wants.then(|| self.interval.report(ssrc, highest, rungs))
+        wants.then(|| self.interval.report(ssrc, highest, rungs, self.unrestored))
     }
 }

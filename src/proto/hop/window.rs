@@ -20,6 +20,8 @@ pub(super) struct Frame {
     pub(super) header: RtpHeader,
     pub(super) timestamp: u32,
     pub(super) part: Part<Vec<u8>>,
+    /// Where it belongs in the order of the hop.
+    pub(super) place: u64,
     /// It is a copy: the header says nothing of it but the SSRC.
     pub(super) copied: bool,
     /// From the hint.

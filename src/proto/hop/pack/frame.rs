@@ -25,19 +25,25 @@ impl Packer {
             _ => match self.line.pop_front()? {
                 Slot::Native(original) => Some(self.write_native(ntp, &original, out)),
                 Slot::Coded {
-                    first,
-                    packets,
-                    native_bytes,
+                    since,
+                    originals,
                     encoded,
                 } => {
-                    let part = part(&first, packets, &encoded);
+                    let first = originals.first()?;
+                    // At most 4 of them.
+                    let packets = u8::try_from(originals.len()).unwrap_or(u8::MAX);
+                    let part = part(first, packets, &encoded);
+                    let native = originals.iter().map(|original| original.wire_len as u64);
                     let sent = Sent {
-                        native_bytes,
+                        native_bytes: native.sum(),
                         originals: packets,
                         rung: encoded.rung,
                         copy: false,
                     };
-                    Some(self.write(ntp, &first, part, encoded.voice, sent, out))
+                    let sequence = self.next_sequence;
+                    let sent = self.write(ntp, first, part, encoded.voice, sent, out);
+                    self.keep(since, sequence, originals);
+                    Some(sent)
                 }
                 Slot::Waiting { .. } => None,
             },

@@ -187,6 +187,8 @@ pub struct PackerStats {
     pub coded: u64,
     /// Originals that went as they came, by reason; see [`PackerStats::native`].
     pub natives: [u64; NativeReason::ALL.len()],
+    /// Originals that went once more, natively, because their coded form wasn't restored.
+    pub resent: u64,
     /// Framed packets sent.
     pub framed: u64,
     /// Framed packets that carried a copy.

@@ -67,7 +67,13 @@ impl Interval {
         }
     }
 
-    pub(super) fn report(&mut self, ssrc: u32, highest: u64, rungs: Rungs) -> Report {
+    pub(super) fn report(
+        &mut self,
+        ssrc: u32,
+        highest: u64,
+        rungs: Rungs,
+        unrestored: Option<u64>,
+    ) -> Report {
         let fraction = |lost: u64| {
             let lost = (lost.min(self.turns) * 256)
                 .checked_div(self.turns)
@@ -85,6 +91,9 @@ impl Interval {
             highest: u16::try_from(highest & 0xffff).unwrap_or(0),
             jitter: self.jitter >> 4,
             ratio: u8::try_from(ratio).unwrap_or(u8::MAX),
+            unrestored: unrestored.map_or(0, |from| {
+                u16::try_from(highest.saturating_sub(from) + 1).unwrap_or(u16::MAX)
+            }),
         };
         *self = Self {
             transit: self.transit,

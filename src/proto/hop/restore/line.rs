@@ -4,7 +4,7 @@ use super::types::{DecodeJob, Decoded, Restored};
 use super::{Restorer, write};
 use crate::hop::window::Frame;
 use crate::hop::{IP_UDP, TAG};
-use crate::ladder::{CodecId, Rung};
+use crate::ladder::{CodecId, Rung, Rungs};
 use std::time::Instant;
 
 /// Jobs, frames in line and restored packets that nobody has polled or answered.
@@ -106,6 +106,9 @@ impl Restorer {
             return;
         }
         let codec = *codec;
+        if !concealed {
+            self.unrestored = None;
+        }
         let restored = Restored {
             rung: frame.rung.unwrap_or(Rung::NATIVE),
             native: false,
@@ -156,16 +159,46 @@ impl Restorer {
     }
 
     pub(super) fn drop_job(&mut self, now: Instant, at: usize) {
-        let Some(Slot::Waiting { id, codec, .. }) = self.line.remove(at) else {
+        let Some(codec) = self.take_out(at) else {
             return;
         };
-        self.jobs.retain(|job| job.id != id);
         let rest = self.config.timing.rest;
         let health = self.health(codec);
         health.failures = health.failures.saturating_add(1);
         if health.failures >= FAILURES && health.resting_until.is_none() {
             health.resting_until = Some(now + rest);
             self.interval.due = Some(now);
+        }
+    }
+
+    /// Takes the job at `at` out of the line.
+    fn take_out(&mut self, at: usize) -> Option<CodecId> {
+        let Slot::Waiting {
+            id,
+            codec,
+            frame,
+            concealed,
+            ..
+        } = self.line.remove(at)?
+        else {
+            return None;
+        };
+        self.jobs.retain(|job| job.id != id);
+        if !concealed {
+            self.unrestored.get_or_insert(frame.place);
+        }
+        Some(codec)
+    }
+
+    /// Takes the jobs out of the line that none of `rungs` needs.
+    pub(super) fn give_up_without(&mut self, rungs: Rungs) {
+        let lost = |slot: &Slot| match slot {
+            Slot::Waiting { codec, .. } => !rungs.iter().any(|rung| rung.codec() == *codec),
+            Slot::Ready { .. } => false,
+        };
+        while let Some(at) = self.line.iter().position(lost) {
+            self.stats.failed += 1;
+            self.take_out(at);
         }
     }
 

@@ -201,6 +201,7 @@ fn a_rung_that_the_receiver_lost_is_left_at_once() {
         highest: 0,
         jitter: 0,
         ratio: 0,
+        unrestored: 0,
     };
     packer.report(clock.at(21), &report);
     assert_eq!(packer.rung(), Rung::L3);
@@ -213,6 +214,51 @@ fn a_rung_that_the_receiver_lost_is_left_at_once() {
     packer.take(clock.at(40), &speech(3), 100);
     packer.take(clock.at(60), &speech(4), 100);
     assert_eq!(packer.poll_job().unwrap().rung, Rung::L3);
+}
+
+#[test]
+fn what_the_receiver_could_not_restore_goes_again_as_it_came() {
+    let clock = Clock::new();
+    let mut packer = packer(Rung::L2);
+    // Hop sequence numbers 1000 to 1009, coded at 20, 60, ... 380 ms.
+    for n in 0..20 {
+        packer.take(clock.at(20 * u64::from(n)), &speech(n), 100);
+        while let Some(job) = packer.poll_job() {
+            packer.encoded(clock.at(20 * u64::from(n)), job.id, lyra6(&job));
+        }
+        sent(&mut packer);
+    }
+    packer.take(clock.at(400), &speech(20), 100);
+    let report = |highest: u16, unrestored: u16| Report {
+        ssrc: 7,
+        fraction_lost: 0,
+        fraction_missing: 0,
+        rungs: Rungs::NONE,
+        highest,
+        jitter: 0,
+        ratio: 0,
+        unrestored,
+    };
+    packer.report(clock.at(401), &report(1009, 0));
+    assert_eq!(packer.stats.resent, 0);
+    assert_eq!(framed(&sent(&mut packer)), []);
+    // 1002 to 1007: 1002 and 1003 are older than 250 ms; 1008 and 1009 were under way.
+    packer.report(clock.at(401), &report(1007, 6));
+    let mut bytes = Vec::new();
+    let mut packets = Vec::new();
+    while let Some(sent) = packer.poll_packet(0, &mut bytes) {
+        packets.push(bytes.clone());
+        let again = packets.len() <= 12;
+        let counted = if again { 0 } else { 100 };
+        assert_eq!(sent.native_bytes, counted, "counted once");
+    }
+    let natives: Vec<_> = (8..=20).map(|n| (n, 1, CodecId::Native)).collect();
+    assert_eq!(framed(&packets), natives, "the open group's with them");
+    let first = u16::from_be_bytes([packets[0][2], packets[0][3]]);
+    assert_eq!(first, 1010, "numbers of the hop go on");
+    assert_eq!(packer.stats.resent, 12);
+    packer.report(clock.at(402), &report(1010, 9));
+    assert_eq!(framed(&sent(&mut packer)), [], "once only");
 }
 
 #[test]

@@ -103,6 +103,40 @@ fn failures_take_the_rungs_of_their_kind_back_for_a_while() {
 }
 
 #[test]
+fn what_waits_for_a_rung_that_goes_is_given_up_and_asked_for_again() {
+    let clock = Clock::new();
+    let mut restorer = restorer();
+    restorer.take(clock.at(0), 0, &coded(10, 1), 100);
+    assert_eq!(answer(&mut restorer, clock.at(1)), 1);
+    restorer.take(clock.at(40), 0, &coded(11, 3), 100);
+    restorer.take(clock.at(80), 0, &coded(12, 5), 100);
+    restorer.take(clock.at(81), 0, &native(13, 7), 60);
+    let slow = restorer.poll_job().unwrap();
+    assert_eq!(heard(&mut restorer), [1, 2]);
+    restorer.set_rungs(clock.at(90), Rungs::OPUS);
+    assert_eq!(heard(&mut restorer), [7], "waits for nothing any more");
+    assert!(restorer.poll_job().is_none());
+    let report = restorer.poll_report(clock.at(90)).unwrap();
+    assert_eq!((report.highest, report.unrestored), (13, 3));
+    restorer.decoded(clock.at(91), slow.id, opus(&slow));
+    assert_eq!(restorer.stats.late_results, 1);
+    for n in 3..7 {
+        restorer.take(clock.at(92), 0, &native(11 + n, n), 60);
+    }
+    assert_eq!(heard(&mut restorer), [3, 4, 5, 6]);
+    restorer.set_rungs(clock.at(200), Rungs::ALL);
+    assert_eq!(
+        restorer.poll_report(clock.at(200)).unwrap().unrestored,
+        7,
+        "until something is restored"
+    );
+    restorer.take(clock.at(210), 0, &coded(18, 8), 100);
+    assert_eq!(answer(&mut restorer, clock.at(211)), 1);
+    restorer.set_rungs(clock.at(220), Rungs::OPUS);
+    assert_eq!(restorer.poll_report(clock.at(220)).unwrap().unrestored, 0);
+}
+
+#[test]
 fn a_result_with_the_wrong_number_of_packets_is_a_failure() {
     let clock = Clock::new();
     let mut restorer = restorer();

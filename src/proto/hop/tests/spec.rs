@@ -123,6 +123,7 @@ fn its_report_is_read_and_written() {
             highest: u16::try_from(number("highest")).unwrap(),
             jitter: number("jitter"),
             ratio: small("ratio"),
+            unrestored: u16::try_from(number("unrestored")).unwrap(),
         };
         let mut out = Vec::new();
         report::write(number("writer"), &[report], &mut out);

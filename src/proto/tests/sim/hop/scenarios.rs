@@ -278,6 +278,28 @@ fn a_decoder_that_stops_is_told_to_the_sender_who_goes_native() {
     });
 }
 
+/// As a codec thread that hangs: nothing comes of what it has, and 55 ms later its pool says that it can do nothing.
+#[test]
+fn what_a_decoder_left_undone_is_sent_again_and_nothing_is_lost() {
+    for_seeds(20, |seed| {
+        let mut link = Link::new(seed, Plan::clean());
+        link.run_until(10_000);
+        let stopped = link.now_ms();
+        link.decoder.manners.stopped = true;
+        link.run_until(stopped + 55);
+        let now = link.time();
+        link.restorer.set_rungs(now, Rungs::NONE);
+        link.run();
+        assert!(link.packer.stats.resent > 0);
+        // 20 ms for its partner, 20 at most to code it, 55 at the other end, and back, and once more; its first way isn't counted.
+        let latest = link.latencies(|_| true).into_iter().max().unwrap();
+        assert!(latest <= 20 + 20 + 55 + 50 + 50, "heard after {latest} ms");
+        let books = link.account();
+        assert_eq!((books.missing, books.concealed), (0, 0), "{books:?}");
+        assert!(books.twice.is_empty());
+    });
+}
+
 #[test]
 fn rungs_that_go_are_reported_at_once() {
     let mut link = Link::new(1, Plan::clean());
