@@ -61,12 +61,18 @@ impl<'a> Editor<'a> {
         }
     }
 
-    /// Asks for a replacement of the string at the end of a path.
+    /// Asks for a replacement of the string at the end of a path. An empty one counts as none, as everywhere in protobuf.
     pub(super) fn replace(
         &mut self,
         path: &[Step],
         replace: &mut dyn FnMut(&str) -> Result<Option<String>, SignalError>,
     ) -> Result<(), SignalError> {
+        let replace = &mut |old: &str| {
+            if old.is_empty() {
+                return Ok(None);
+            }
+            replace(old)
+        };
         match self.current() {
             Current::Wire(bytes) => {
                 let numbers: Vec<u32> = path.iter().map(|(number, _)| *number).collect();

@@ -57,6 +57,15 @@ fn wrapped(inner: &[u8], compression: u64) -> Vec<u8> {
 }
 
 #[test]
+fn an_empty_sdp_is_none() {
+    let bytes = wrapped(&inner(""), 0);
+    let mut visitor = Recorder::replacing("v=0 new");
+    let (new, info) = edit_join_request(&URL_SAFE.encode(&bytes), &mut visitor).unwrap();
+    assert_eq!((new, info.has_offer), (None, false));
+    assert!(visitor.sdp.is_empty());
+}
+
+#[test]
 fn every_sdp_in_it_is_replaced() {
     for compression in [0, 1] {
         let bytes = wrapped(&inner("v=0 old"), compression);
