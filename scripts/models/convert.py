@@ -3,8 +3,8 @@
 TFLite keeps what a causal network remembers between frames in resource variables of the interpreter, so that one interpreter serves one
 stream. Here the memory becomes an input and an output, one vector of f32 a stream: one session serves every stream, in batches.
 
-Layout: an activation [1, time, 1, channels] becomes [batch, channels, time, 1], because ONNX Runtime's fast kernels are for two-dimensional
-images only. Time may be any number of frames, one after another: convolutions are causal and slices count from the end, so that a run over
+Layout: an activation [1, time, 1, channels] becomes [batch, channels, 1, time], because ONNX Runtime's fast kernels are for two-dimensional
+images only, and go along the rows of them. Time may be any number of frames, one after another: convolutions are causal and slices count from the end, so that a run over
 several is the same as a run for each. Quantized constants are multiplied out to f32 and the steps between int8 and f32 are left out: ONNX Runtime's int8 convolutions
 are two to four times slower than its f32 ones.
 """
@@ -27,8 +27,8 @@ STATE_IN, STATE_OUT = "state_in", "state_out"
 NO_ACTIVATION = tflite.ActivationFunctionType.NONE
 VALID = tflite.Padding.VALID
 
-# TFLite's axis of [1, time, 1, channels] -> ours of [batch, channels, time, 1].
-AXES = {0: 0, 1: 2, 2: 3, 3: 1, -1: 1, -2: 3, -3: 2}
+# TFLite's axis of [1, time, 1, channels] -> ours of [batch, channels, 1, time].
+AXES = {0: 0, 1: 3, 2: 2, 3: 1, -1: 1, -2: 2, -3: 3}
 
 # ONNX's "to the end" of a slice.
 END = 2**63 - 1
@@ -154,7 +154,7 @@ class _Conversion:
         sizes = [state.size for state in self.states]
         parts = self._node("Split", [STATE_IN, self._constant(sizes)], len(sizes), axis=1)
         for state, part in zip(self.states, parts, strict=True):
-            self.held[state.name] = self._node("Reshape", [part, self._constant([0, state.channels, state.time, 1])])
+            self.held[state.name] = self._node("Reshape", [part, self._constant([0, state.channels, 1, state.time])])
 
     def _pack(self) -> None:
         """Joins what the variables hold at the end into the next state vector."""
@@ -210,14 +210,14 @@ class _Conversion:
         value = self._value(operator, 0)
         # What is flat has the channels of one step beside those of the next.
         if len(before) == 4 and before[3] > 1 and len(after) != 4:
-            value = self._node("Transpose", [value], perm=[0, 2, 1, 3])
+            value = self._node("Transpose", [value], perm=[0, 3, 2, 1])
         if len(after) != 4:
             value = self._node("Reshape", [value, self._constant([0, -1])])
         elif after[3] > 1:
-            value = self._node("Reshape", [value, self._constant([0, -1, after[3], after[2]])])
-            value = self._node("Transpose", [value], perm=[0, 2, 1, 3])
+            value = self._node("Reshape", [value, self._constant([0, -1, after[2], after[3]])])
+            value = self._node("Transpose", [value], perm=[0, 3, 2, 1])
         else:
-            value = self._node("Reshape", [value, self._constant([0, after[3], -1, after[2]])])
+            value = self._node("Reshape", [value, self._constant([0, after[3], after[2], -1])])
         self._set(operator, value)
 
     def _strided_slice(self, operator: Operator) -> None:
@@ -339,7 +339,7 @@ class _Conversion:
         channels = self.graph.shape(operator.inputs[0])[3]
         if weights.shape[2] != 1 or channels % weights.shape[3]:
             raise Unsupported(f"{operator} has filters of {list(weights.shape)} over {channels} channels")
-        self._convolution(operator, options, weights.transpose(0, 3, 1, 2), channels // weights.shape[3])
+        self._convolution(operator, options, weights.transpose(0, 3, 2, 1), channels // weights.shape[3])
 
     def _depthwise_conv_2d(self, operator: Operator) -> None:
         options = operator.options(tflite.DepthwiseConv2DOptions)
@@ -347,16 +347,16 @@ class _Conversion:
         weights = self.graph.values(operator.inputs[1])  # [1, kernel, 1, channels]
         if options.DepthMultiplier() != 1 or weights.shape[2] != 1:
             raise Unsupported(f"{operator} has a depth multiplier of {options.DepthMultiplier()} and filters of {list(weights.shape)}")
-        self._convolution(operator, options, weights.transpose(3, 0, 1, 2), weights.shape[3])
+        self._convolution(operator, options, weights.transpose(3, 0, 2, 1), weights.shape[3])
 
     def _convolution(self, operator: Operator, options, weights: np.ndarray, groups: int) -> None:
-        """`weights`: [out, in of the group, kernel, 1]."""
+        """`weights`: [out, in of the group, 1, kernel]."""
         value = self._node(
             "Conv",
             [self._value(operator, 0), self._constant(weights), self._bias(operator, 2)],
-            kernel_shape=[weights.shape[2], 1],
-            strides=[options.StrideH(), 1],
-            dilations=[options.DilationHFactor(), 1],
+            kernel_shape=[1, weights.shape[3]],
+            strides=[1, options.StrideH()],
+            dilations=[1, options.DilationHFactor()],
             group=groups,
         )
         self._set(operator, value)
@@ -374,12 +374,11 @@ class _Conversion:
             return
         value = self._node(
             "ConvTranspose",
-            [self._value(operator, 2), self._constant(weights.transpose(3, 0, 1, 2)), self._bias(operator, 3)],
-            kernel_shape=[kernel, 1],
-            strides=[stride, 1],
+            [self._value(operator, 2), self._constant(weights.transpose(3, 0, 2, 1)), self._bias(operator, 3)],
+            kernel_shape=[1, kernel],
+            strides=[1, stride],
         )
         self._set(operator, value)
-
 
     def _upsample(self, operator: Operator, weights: np.ndarray, stride: int) -> None:
         """As a convolution with a kernel of 1 whose outputs are the steps: ONNX Runtime's ConvTranspose is several times slower."""
@@ -394,7 +393,7 @@ class _Conversion:
         )
         value = self._node("Reshape", [value, self._constant([0, 2 * channels, stride, -1])])
         value = self._node("Transpose", [value], perm=[0, 1, 3, 2])
-        value = self._node("Reshape", [value, self._constant([0, 2 * channels, -1, 1])])
+        value = self._node("Reshape", [value, self._constant([0, 2 * channels, 1, -1])])
         now, later = self._node("Split", [value, self._constant([channels, channels])], 2, axis=1)
         self.upsampled[operator.outputs[0]] = operator, now, later
 

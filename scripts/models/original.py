@@ -56,12 +56,12 @@ def run_original(name: str, frames: np.ndarray, kernels: OpResolverType = FAST) 
 
 
 def real(runner: Interpreter, graph: Subgraph, tensor: int) -> np.ndarray:
-    """A computed tensor as f32 [batch, channels, time, 1]; int8 is multiplied out."""
+    """A computed tensor as f32 [batch, channels, 1, time]; int8 is multiplied out."""
     value = runner.get_tensor(tensor)
     if value.dtype == np.int8:
         scale, zero = step_of(graph, tensor)
         value = (value.astype(np.float32) - zero) * scale
-    return value.transpose(0, 3, 1, 2) if value.ndim == 4 else value.reshape(len(value), -1)
+    return value.transpose(0, 3, 2, 1) if value.ndim == 4 else value.reshape(len(value), -1)
 
 
 def step_of(graph: Subgraph, tensor: int) -> tuple[np.float32, np.float32]:

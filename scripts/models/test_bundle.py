@@ -21,8 +21,8 @@ from .bundle import MANIFEST, sha256, write_folder
 # What the two ends of a hop must have alike to understand each other. It changes only with the converter or with Lyra.
 LYRA_FILES = {
     "codebooks.f32": "ac803fabb602b0243ab2b7869f718ae99b0d37958999df9a3d871eef923fbd32",
-    "decoder.onnx": "7ee28963f5d41980947dfef4b9ff5baf25ae4748b1ff5d27a4edd5c36e863e35",
-    "encoder.onnx": "92b1649596d9a605c205d81ce1c8563baca1703986811a0d787fd890ee2ccd84",
+    "decoder.onnx": "eb2d67cf765225adfb5eb812567a775a9b1901d7cfe9d604e1eb0a9065c25bfd",
+    "encoder.onnx": "3feb33dddcd09f02633e593aefb349fd2f6e00654dd7b14197800bdca26eeb6e",
 }
 
 KINDS = {"f32": np.float32, "i64": np.int64}
