@@ -39,8 +39,12 @@ test: setup lint ## everything that has to hold: format, lints, licences, conver
 	"$(PYTHON)" -B scripts/test_transit.py
 	scripts/test.sh
 
-lint: tools licences ## rustfmt, clippy with warnings denied, licences
+lint: tools licences ## rustfmt, clippy with warnings denied, licences; the fuzz targets' format and lock file
 	cargo fmt --all --check
+	cargo fmt --manifest-path fuzz/Cargo.toml --check
+	@# A workspace of its own, which nothing else here builds: its lock file would go stale unseen.
+	cargo metadata --locked --format-version 1 --manifest-path fuzz/Cargo.toml >/dev/null || { \
+		echo 'fuzz/Cargo.lock has to follow what changed: cargo update -w --manifest-path fuzz/Cargo.toml' >&2; exit 1; }
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 
 licences: tools ## licences, sources and yanked versions of the dependencies (deny.toml)
@@ -49,14 +53,14 @@ licences: tools ## licences, sources and yanked versions of the dependencies (de
 demo: setup build ## two clients talk through AuraLink: off, lean, neural; BROWSER=1: in Chromium
 	@"$(PYTHON)" scripts/demo.py --auralink $(AURALINK) $(if $(BROWSER),--browser)
 
-measure: setup build ## join time, latency, CPU, memory, participants: the figures of docs/benchmarks.md; ONLY=join,latency,...
+measure: setup build ## figures of whole processes in docs/benchmarks.md; ONLY=join,load,memory,beside,scale for parts of them
 	@"$(PYTHON)" scripts/measure.py --auralink $(AURALINK) $(if $(ONLY),--only $(ONLY))
 
 ladder: setup ## ViSQOL and PESQ of every rung through the engine, 23 clips; about ten minutes
 	cargo build --release --locked -p auralink-engine --example ladder
 	@"$(PYTHON)" scripts/ladder.py --tool $(CARGO_TARGET_DIR)/release/examples/ladder
 
-bench: tools ## the relay by stage
+bench: tools ## the relay by stage, and the codecs: run `make setup` before, which includes `make models`
 	cargo bench --workspace --locked
 
 fuzz: $(CARGO_FUZZ) ## every fuzz target for FUZZ_SECONDS, from the seeds in fuzz/seeds
@@ -73,5 +77,5 @@ $(CARGO_FUZZ): | tools
 # cargo finds `cargo fuzz` by PATH.
 fuzz: export PATH := $(CACHE)/tools/bin:$(PATH)
 
-clean: ## what cargo built; `make setup`'s downloads stay
-	rm -rf $(CACHE)/target
+clean: ## what cargo built, in CARGO_TARGET_DIR; `make setup`'s downloads stay
+	rm -rf "$(CARGO_TARGET_DIR)"

@@ -55,9 +55,10 @@ enum Models {
         /// The bundle's folder
         #[arg(value_name = "DIR")]
         folder: PathBuf,
-        /// libonnxruntime.so
+        /// libonnxruntime.so; else $AURALINK_ONNXRUNTIME, else the one that `make models` put
+        /// beside the folder of bundles
         #[arg(long, value_name = "FILE")]
-        runtime: PathBuf,
+        runtime: Option<PathBuf>,
     },
 }
 
@@ -74,7 +75,15 @@ pub(crate) fn main() -> ExitCode {
     };
     let Some(path) = &args.config else {
         return match args.command {
-            Some(Command::Models(Models::Verify { folder, runtime })) => verify(&folder, &runtime),
+            Some(Command::Models(Models::Verify { folder, runtime })) => {
+                match runtime_for(&folder, runtime) {
+                    Ok(runtime) => verify(&folder, &runtime),
+                    Err(error) => {
+                        let _ = writeln!(std::io::stderr(), "error: {error}");
+                        ExitCode::from(BAD_CONFIG)
+                    }
+                }
+            }
             // clap asks for one or the other.
             None => ExitCode::from(BAD_CONFIG),
         };
@@ -112,6 +121,28 @@ pub(crate) fn main() -> ExitCode {
             ExitCode::from(RUN_FAILED)
         }
     }
+}
+
+/// Names libonnxruntime.so to scripts and tests.
+const RUNTIME_VARIABLE: &str = "AURALINK_ONNXRUNTIME";
+
+/// Where `make models` puts it, seen from a bundle.
+const RUNTIME_BESIDE: &str = "../../onnxruntime/libonnxruntime.so";
+
+/// The ONNX Runtime to run a bundle with: the one that was given, or that of the environment, or the one beside the folder of bundles.
+fn runtime_for(folder: &Path, given: Option<PathBuf>) -> Result<PathBuf, String> {
+    let variable = || std::env::var_os(RUNTIME_VARIABLE).filter(|value| !value.is_empty());
+    if let Some(runtime) = given.or_else(|| variable().map(PathBuf::from)) {
+        return Ok(runtime);
+    }
+    let beside = folder.join(RUNTIME_BESIDE);
+    if beside.exists() {
+        return Ok(beside);
+    }
+    Err(format!(
+        "no ONNX Runtime at {}: give --runtime FILE (libonnxruntime.so, 1.22 or later), or set {RUNTIME_VARIABLE}; `make models` fetches one",
+        beside.display()
+    ))
 }
 
 fn verify(folder: &Path, runtime: &Path) -> ExitCode {

@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -155,6 +155,105 @@ fn check_binds_nothing_and_a_bad_file_ends_before_binding() {
     let (code, _, err) = said(&auralink(&["--config", file.to_str().unwrap()]));
     assert_eq!(code, 1, "a port in use is no mistake of the file: {err}");
     assert!(err.contains(&l.to_string()), "{err}");
+}
+
+/// What `make models` made: the variable, or its place in the cache.
+fn made(variable: &str, place: &str) -> PathBuf {
+    let path = std::env::var_os(variable).map_or_else(
+        || {
+            let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(
+                || PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cache"),
+                PathBuf::from,
+            );
+            cache.join("auralink").join(place)
+        },
+        PathBuf::from,
+    );
+    assert!(
+        path.exists(),
+        "{} is missing: run `make models`",
+        path.display()
+    );
+    path
+}
+
+/// `models verify` with these arguments, and this or no library named by the environment.
+fn verify(args: &[&str], variable: Option<&str>) -> (i32, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_auralink"));
+    command
+        .args(["models", "verify"])
+        .args(args)
+        .env_remove("RUST_LOG")
+        .env_remove("AURALINK_ONNXRUNTIME");
+    if let Some(library) = variable {
+        command.env("AURALINK_ONNXRUNTIME", library);
+    }
+    said(&command.output().unwrap())
+}
+
+#[test]
+fn a_bundle_is_verified_with_the_library_that_is_found() {
+    let models = made("AURALINK_MODELS", "models");
+    let library = made("AURALINK_ONNXRUNTIME", "onnxruntime/libonnxruntime.so");
+    // The bundle and the library side by side, as `make models` has them.
+    let dir = tempfile::tempdir().unwrap();
+    let bundle = dir.path().join("models/lyra2");
+    let runtime = dir.path().join("onnxruntime");
+    fs::create_dir_all(&bundle).unwrap();
+    fs::create_dir_all(&runtime).unwrap();
+    for entry in fs::read_dir(models.join("lyra2")).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), bundle.join(entry.file_name())).unwrap();
+    }
+    let beside = runtime.join("libonnxruntime.so");
+    std::os::unix::fs::symlink(fs::canonicalize(library).unwrap(), &beside).unwrap();
+    let folder = bundle.to_str().unwrap();
+
+    let (code, out, err) = verify(&[folder], None);
+    assert_eq!(code, 0, "{err}");
+    assert!(
+        out.starts_with("lyra2 ") && out.contains("encoder.onnx: "),
+        "{out}"
+    );
+    for part in ["encode in batches of 1: ", "decode in batches of 8: "] {
+        let line = out.lines().find(|line| line.trim().starts_with(part));
+        let factor = line.and_then(|line| line.split_once(", real-time factor "));
+        let factor = factor.and_then(|(_, factor)| factor.parse::<f64>().ok());
+        assert!(factor.is_some_and(|factor| factor > 0.0), "{part}: {out}");
+    }
+
+    // What is given goes before what is found.
+    let given = ["/given/libonnxruntime.so", "/variable/libonnxruntime.so"];
+    for (args, path) in [
+        (&[folder, "--runtime", given[0]][..], given[0]),
+        (&[folder][..], given[1]),
+    ] {
+        let (code, out, err) = verify(args, Some(given[1]));
+        assert_eq!((code, out.as_str()), (1, ""), "{args:?}");
+        assert!(err.contains(path) && err.contains("make models"), "{err}");
+    }
+
+    // A byte of a model is another.
+    let model = bundle.join("encoder.onnx");
+    let whole = fs::read(&model).unwrap();
+    let mut bytes = whole.clone();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&model, bytes).unwrap();
+    let (code, out, err) = verify(&[folder], None);
+    assert_eq!((code, out.as_str()), (1, ""));
+    assert!(
+        err.contains("encoder.onnx: its sha256 is ") && err.contains("make models"),
+        "{err}"
+    );
+
+    fs::write(&model, whole).unwrap();
+    fs::remove_file(&beside).unwrap();
+    let (code, out, err) = verify(&[folder], None);
+    assert_eq!((code, out.as_str()), (2, ""));
+    for part in ["--runtime", "AURALINK_ONNXRUNTIME", "make models"] {
+        assert!(err.contains(part), "{part}: {err}");
+    }
 }
 
 /// A running sidecar of the test's own; killed when it is dropped.

@@ -26,7 +26,7 @@ pub struct Status {
     pub workers: Vec<WorkerStatus>,
     /// Live ones.
     pub sessions: Vec<SessionStatus>,
-    /// The codecs of the hop between two AuraLinks.
+    /// The codecs: of the hop between two AuraLinks, and of `enhance` and `recode`.
     pub engine: EngineStatus,
     /// Since the process started.
     pub totals: Totals,

@@ -304,7 +304,7 @@ impl Port {
     /// Hands a job in. Never blocks.
     ///
     /// # Errors
-    /// The job isn't taken where the track's thread is behind or hangs ([`Busy::Full`]), or the engine has ended.
+    /// The job isn't taken where the track's thread is behind ([`Busy::Full`]) or hangs ([`Busy::Hangs`]), or the engine has ended.
     pub fn try_send(&self, job: Job) -> Result<(), Busy> {
         if self.shared.ended.load(Ordering::Relaxed) {
             return Err(Busy::Ended);
@@ -321,7 +321,7 @@ impl Port {
             Ok(())
         } else {
             count(&self.shared.counters.busy);
-            Err(Busy::Full)
+            Err(if up { Busy::Full } else { Busy::Hangs })
         }
     }
 
@@ -343,9 +343,12 @@ impl Port {
         self.shared.models()
     }
 
-    /// As [`Engine::decodable`].
+    /// The rungs that can be decoded now: as [`Engine::decodable`], none while no codec thread is up.
     #[must_use]
     pub fn decodable(&self) -> Rungs {
+        if self.shared.threads_up() == 0 {
+            return Rungs::NONE;
+        }
         self.shared.decodable()
     }
 

@@ -196,6 +196,9 @@ pub enum Busy {
     /// The thread that the track is pinned to is behind: send the media as it came.
     #[error("the codec thread's queue is full")]
     Full,
+    /// The thread that the track is pinned to hangs, or fell and isn't up again.
+    #[error("the codec thread hangs")]
+    Hangs,
     /// The engine was shut down.
     #[error("the engine has ended")]
     Ended,

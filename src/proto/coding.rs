@@ -68,6 +68,8 @@ pub enum Outcome {
     Decoded(Track, u64, Decoded),
     /// To [`Job::Decode`], by its id.
     Failed(Track, u64),
+    /// To [`Job::Decode`], by its id: the stream's codecs do nothing any more.
+    Hangs(Track, u64),
 }
 
 impl Outcome {
@@ -79,7 +81,8 @@ impl Outcome {
             | Self::Refused(track, ..)
             | Self::Recoded(track, ..)
             | Self::Decoded(track, ..)
-            | Self::Failed(track, _) => *track,
+            | Self::Failed(track, _)
+            | Self::Hangs(track, _) => *track,
         }
     }
 }
@@ -447,6 +450,7 @@ impl Coding {
                 restorer.decoded(now.instant, id, decoded);
             }
             (Outcome::Failed(_, id), _, Some(restorer)) => restorer.failed(now.instant, id),
+            (Outcome::Hangs(_, id), _, Some(restorer)) => restorer.hangs(now.instant, id),
             _ => {}
         }
         self.settle(now, index);

@@ -4,9 +4,10 @@
 //! RTP and RTCP headers stay as they are, so SR, RR, NACK, PLI, TWCC and REMB work end to end
 //! between SFU and client; only a track's rule changes its packets ([`crate::flow`]).
 
+mod coded;
 mod early;
 
-use crate::coding::{Coded, Coding, EngineRungs, Job, MAX_DOWN, MAX_UP, Outcome, Taken};
+use crate::coding::{Coding, EngineRungs, Job, MAX_DOWN, MAX_UP, Outcome, Taken};
 use crate::description::{PcDescription, Target};
 use crate::dtls::Identity;
 use crate::flow::{Applied, Flow};
@@ -236,9 +237,36 @@ impl Relay {
         }
     }
 
+    /// Hands the packet in `scratch.plain` to the other side, without the hop's reports in it: they are about what goes
+    /// to where they come from, and end here.
+    fn pass(
+        &mut self,
+        now: Now,
+        side: Side,
+        what: Received,
+        came: Option<(Path, usize)>,
+        scratch: &mut Scratch,
+        out: &mut impl Transmit,
+    ) {
+        if what != Received::Rtcp || !report::is_in(&scratch.plain) {
+            return self.pass_on(now, side, what, came, scratch, out);
+        }
+        let back = match side {
+            Side::Client => &mut self.down_coding,
+            Side::Server => &mut self.up_coding,
+        };
+        back.report(now, &scratch.plain);
+        report::take_out(&mut scratch.plain);
+        if !scratch.plain.is_empty() {
+            self.pass_on(now, side, what, came, scratch, out);
+        }
+        // What the reports set free.
+        self.pass_coded(now, side.other(), scratch, out);
+    }
+
     /// Hands the packet in `scratch.plain` to the other side. `came` is the path it came over and
     /// its length on it.
-    fn pass(
+    fn pass_on(
         &mut self,
         now: Now,
         side: Side,
@@ -264,16 +292,6 @@ impl Relay {
                 &mut self.down_coding,
             ),
         };
-        // Reports of the hop are about what goes towards where they come from, and end here.
-        if what == Received::Rtcp && report::is_in(&scratch.plain) {
-            back.report(now, &scratch.plain);
-            report::take_out(&mut scratch.plain);
-            if scratch.plain.is_empty() {
-                // What the report set free.
-                self.pass_coded(now, to, scratch, out);
-                return;
-            }
-        }
         if leg.state() != LegState::Established {
             if !early.push(what, &scratch.plain) {
                 flow.stats.dropped_early += 1;
@@ -333,62 +351,6 @@ impl Relay {
             report_blocks(&scratch.plain, |ssrc, lost| {
                 back.loss(now.instant, ssrc, lost)
             });
-        }
-    }
-
-    /// Sends what the coding of the direction that comes from `side` has ready.
-    fn pass_coded(&mut self, now: Now, side: Side, scratch: &mut Scratch, out: &mut impl Transmit) {
-        let (from, to, flow, coding) = match side {
-            Side::Client => (
-                &mut self.client,
-                &mut self.server,
-                &mut self.up,
-                &mut self.up_coding,
-            ),
-            Side::Server => (
-                &mut self.server,
-                &mut self.client,
-                &mut self.down,
-                &mut self.down_coding,
-            ),
-        };
-        while let Some(coded) = coding.poll_packet(now, &mut scratch.plain) {
-            let Applied { saved, added } = match coded {
-                Coded::Framed { .. } => Applied { saved: 0, added: 0 },
-                Coded::Restored => {
-                    let len = scratch.plain.len();
-                    flow.apply(&mut scratch.plain, len, now.ntp)
-                }
-                Coded::Passed(passed) => flow.apply(&mut scratch.plain, passed.wire_len, now.ntp),
-            };
-            let Some(path) = to.protect_rtp(&scratch.plain, &mut scratch.protected) else {
-                flow.stats.dropped_unsent += 1;
-                continue;
-            };
-            out.transmit(side.other(), path, &scratch.protected);
-            flow.stats.rtp_packets += 1;
-            let bytes = wire_len(&path, scratch.protected.len()) as u64;
-            match coded {
-                Coded::Framed { native_bytes } => {
-                    flow.stats.bytes += bytes;
-                    flow.stats.native_bytes += native_bytes;
-                }
-                Coded::Restored => flow.stats.native_bytes += bytes,
-                // The books are kept on the client's wire, as for what isn't coded.
-                Coded::Passed(passed) if side == Side::Client => {
-                    flow.stats.bytes += passed.wire_len as u64;
-                    flow.stats.native_bytes += passed.wire_len as u64 + saved;
-                }
-                Coded::Passed(passed) => {
-                    flow.stats.bytes += bytes;
-                    flow.stats.native_bytes += bytes + saved + passed.saved as u64 - added;
-                }
-            }
-        }
-        if coding.poll_report(&mut scratch.plain)
-            && let Some(path) = from.protect_rtcp(&scratch.plain, &mut scratch.protected)
-        {
-            out.transmit(side, path, &scratch.protected);
         }
     }
 

@@ -351,7 +351,7 @@ impl Session {
         };
         pc.server_told = match (on, is_offer) {
             (false, _) => Vec::new(),
-            (true, true) => offered_aic(&sdp, &pc.server_told, ours),
+            (true, true) => offered_aic(&sdp, &extmaps, &pc.server_told, ours),
             (true, false) => answered_aic(&pc.from_server, ours),
         };
         pc.server.aic_pts = aic_pts(&pc.server_told, &pc.from_server);
@@ -422,7 +422,7 @@ impl Session {
         let ours = (config.rungs, config.models);
         pc.client_told = match (on, is_offer) {
             (false, _) => Vec::new(),
-            (true, true) => offered_aic(&sdp, &pc.client_told, ours),
+            (true, true) => offered_aic(&sdp, &extmaps, &pc.client_told, ours),
             (true, false) => answered_aic(&pc.from_client, ours),
         };
         pc.client.aic_pts = aic_pts(&pc.client_told, &pc.from_client);

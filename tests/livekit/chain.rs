@@ -38,9 +38,18 @@ pub(crate) fn models() -> String {
     made("AURALINK_MODELS", "models")
 }
 
+/// ONNX Runtime's library.
+pub(crate) fn runtime() -> String {
+    made("AURALINK_ONNXRUNTIME", "onnxruntime/libonnxruntime.so")
+}
+
 /// Rules, and an engine with the models of this folder.
 pub(crate) fn with_models(models: &str, rules: &str) -> String {
-    let runtime = made("AURALINK_ONNXRUNTIME", "onnxruntime/libonnxruntime.so");
+    with_runtime(models, &runtime(), rules)
+}
+
+/// The same with this ONNX Runtime.
+pub(crate) fn with_runtime(models: &str, runtime: &str, rules: &str) -> String {
     format!("engine: {{ threads: 1, models: {models}, runtime: {runtime} }}\n{rules}")
 }
 

@@ -51,33 +51,52 @@ fn now() -> u128 {
         .as_nanos()
 }
 
-/// The longest pause between two packets of a stream that goes to one of these ports (`to`) or comes from one, in these nanoseconds;
-/// with the number of streams that it was looked for in.
-fn longest_gap(packets: &Path, ports: &[u16], to: bool, span: (u128, u128)) -> (Duration, usize) {
-    let mut streams = std::collections::BTreeMap::<String, Vec<u128>>::new();
+/// What was heard of the streams to or from some ports, in a span of time.
+#[derive(Debug, PartialEq, Eq)]
+struct Heard {
+    streams: usize,
+    /// Longest time without a packet.
+    gap: Duration,
+    /// Sequence numbers between a stream's first and its last that never came.
+    missing: usize,
+}
+
+/// Of the streams that go to one of these ports (`to`) or come from one, in these nanoseconds.
+fn heard(packets: &Path, ports: &[u16], to: bool, span: (u128, u128)) -> Heard {
+    let mut streams = std::collections::BTreeMap::<String, Vec<(u128, u16)>>::new();
     for line in fs::read_to_string(packets).unwrap().lines() {
         let field: Vec<&str> = line.split(' ').collect();
-        let [time, source, destination, ssrc, ..] = field[..] else {
+        let [time, source, destination, ssrc, sequence, ..] = field[..] else {
             panic!("rtp.py: {line}");
         };
         let end = if to { destination } else { source };
         let port: u16 = end.rsplit(':').next().unwrap().parse().unwrap();
         let time: u128 = time.parse().unwrap();
         if ports.contains(&port) && (span.0..span.1).contains(&time) {
-            streams.entry(ssrc.to_owned()).or_default().push(time);
+            let packet = (time, sequence.parse().unwrap());
+            streams.entry(ssrc.to_owned()).or_default().push(packet);
         }
     }
     // The server's first packets are silence of its own, on the same numbers; whole streams only.
-    streams.retain(|_, times| times.len() > 50);
+    streams.retain(|_, packets| packets.len() > 50);
     let gap = streams
         .values()
-        .flat_map(|times| times.windows(2).map(|pair| pair[1] - pair[0]))
+        .flat_map(|packets| packets.windows(2).map(|pair| pair[1].0 - pair[0].0))
         .max()
         .unwrap_or(u128::MAX);
-    (
-        Duration::from_nanos(u64::try_from(gap).unwrap_or(u64::MAX)),
-        streams.len(),
-    )
+    let missing = streams.values().map(|packets| {
+        let first = packets[0].1;
+        // From the first on; what came before it and was sent again is around 65,535.
+        let places = packets.iter().map(|packet| packet.1.wrapping_sub(first));
+        let places: std::collections::BTreeSet<u16> =
+            places.filter(|place| *place < 1 << 15).collect();
+        usize::from(*places.last().unwrap()) + 1 - places.len()
+    });
+    Heard {
+        streams: streams.len(),
+        gap: Duration::from_nanos(u64::try_from(gap).unwrap_or(u64::MAX)),
+        missing: missing.sum(),
+    }
 }
 
 /// Both talk without a pause while the edge's codec thread, which codes what goes up and restores what comes down, stops for four seconds.
@@ -125,10 +144,10 @@ fn an_engine_that_stops_is_not_heard_of() {
         // With the last packets before.
         let span = (began - Duration::from_millis(200).as_nanos(), ended);
         let gaps = [
-            longest_gap(&packets, &[chain.livekit.udp_port], true, span),
-            longest_gap(&packets, &chain.edge.udp_ports(), false, span),
+            heard(&packets, &[chain.livekit.udp_port], true, span),
+            heard(&packets, &chain.edge.udp_ports(), false, span),
         ];
-        println!("longest gaps towards LiveKit and towards the clients: {gaps:?}");
+        println!("towards LiveKit and towards the clients: {gaps:?}");
         drop((anna, ben));
         // How busy the machine was is seen at the end that was left alone.
         let [_, origin] = while_frozen;
@@ -138,9 +157,10 @@ fn an_engine_that_stops_is_not_heard_of() {
         ("towards LiveKit", CODING),
         ("towards the clients", RESTORING),
     ];
-    for ((what, most), (gap, streams)) in most.into_iter().zip(gaps) {
-        assert_eq!(streams, 2, "{what}: streams of the two talkers");
-        assert!(gap <= most, "{what}: nothing for {gap:?}");
+    for ((what, most), heard) in most.into_iter().zip(gaps) {
+        assert_eq!(heard.streams, 2, "{what}: streams of the two talkers");
+        assert!(heard.gap <= most, "{what}: nothing for {:?}", heard.gap);
+        assert_eq!(heard.missing, 0, "{what}: packets that never came");
     }
     chain.wait_over(&room);
 }

@@ -2,7 +2,7 @@
 
 use crate::chain::{
     ALL_OFF, Chain, GOOD_SPEECH, LEFT, Link, RIGHT, ROOMS, encoded, heard_well, hop, models,
-    natives, options, talker, undisturbed, usable, with_models,
+    natives, options, runtime, talker, undisturbed, usable, with_models, with_runtime,
 };
 use crate::client::{Kind, Report, Running};
 use crate::harness::{Load, Trial, array, wait_for};
@@ -237,6 +237,74 @@ fn models_go_and_come_back_during_a_call() {
 
         let (anna, ben) = (anna.finish(), ben.finish());
         let statuses = [edge(), origin()];
+        ((chain, anna, ben), statuses)
+    });
+    for (ear, peer, name) in [(&anna, "ben", "talker-b"), (&ben, "anna", "talker-a")] {
+        heard_well(&trial, ear, peer, name, GOOD_SPEECH);
+    }
+    chain.wait_over(&room);
+}
+
+/// Somebody writes over ONNX Runtime in place, which would end a process that has that file mapped, and then removes it: the edge
+/// runs from a copy of its own, and goes on coding both ways.
+#[test]
+fn the_runtime_is_overwritten_and_removed_during_a_call() {
+    let trial = Trial::new(
+        "the_runtime_is_overwritten_and_removed_during_a_call",
+        Load::Alone,
+    );
+    let own = trial.dir.join("libonnxruntime.so");
+    let rules = with_runtime(&models(), &own.display().to_string(), ROOMS);
+    let room = trial.room("neural");
+    let (chain, anna, ben) = undisturbed(|| {
+        // A call before this one has removed it.
+        let length = fs::copy(runtime(), &own).expect("ONNX Runtime: run `make models`");
+        let mut chain = Chain::start(&trial, rules.clone(), with_models(&models(), ROOMS));
+        let make = |identity: &str, name: &str| {
+            talker(
+                &trial,
+                Kind::Python,
+                &chain.edge.url(),
+                &room,
+                identity,
+                name,
+            )
+            .seconds(26.0)
+            .spawn(&trial)
+        };
+        let (anna, ben) = (make("anna", "talker-a"), make("ben", "talker-b"));
+        chain.wait_talking(&room, 2);
+        let (edge, origin) = (|| chain.edge.status(), || chain.origin.status());
+        let soon = Duration::from_secs(8);
+        let grows = |when: &str| {
+            for counter in ["/originals/coded", "/originals/restored"] {
+                wait_growth(&format!("{counter} {when}"), 50.0, soon, || {
+                    hop(&edge(), counter)
+                });
+            }
+            wait_growth(&format!("Lyra {when}"), 10.0, soon, || {
+                encoded(&edge(), "L1") + encoded(&edge(), "L2")
+            });
+        };
+        grows("before");
+
+        // Longer than the engine takes to notice that the file is another, and to load its models anew.
+        let noticed = Duration::from_millis(2500);
+        fs::write(&own, vec![0x5a; usize::try_from(length).unwrap()]).unwrap();
+        std::thread::sleep(noticed);
+        grows("with the library overwritten");
+        fs::remove_file(&own).unwrap();
+        std::thread::sleep(noticed);
+        grows("with the library gone");
+        assert!(
+            usable(&edge(), "L2"),
+            "the edge lost its codec: {:#}",
+            edge()["engine"]
+        );
+
+        let (anna, ben) = (anna.finish(), ben.finish());
+        let statuses = [edge(), origin()];
+        assert!(chain.edge.process.running(), "the edge ended");
         ((chain, anna, ben), statuses)
     });
     for (ear, peer, name) in [(&anna, "ben", "talker-b"), (&ben, "anna", "talker-a")] {

@@ -14,6 +14,8 @@ use crate::source::{Source, Stamp};
 
 /// How often the watcher looks.
 const TICK: Duration = Duration::from_millis(5);
+/// What passes between two looks where nothing is wrong.
+const MOST_BETWEEN_LOOKS: Duration = Duration::from_millis(10);
 /// A thread that fell is put up again after so long at first, twice as long each time ...
 const BACKOFF: Duration = Duration::from_millis(100);
 /// ... up to this, and as at first again once it has run for so long.
@@ -34,26 +36,33 @@ struct Watched {
     backoff: Duration,
     /// When to put up a new one.
     due: Option<Instant>,
-    /// A hang that was already told to the breakers: its `busy` mark.
-    told: u64,
-    /// Since when jobs wait without a batch having begun, and how many had then.
-    waits: Option<(Instant, u64)>,
+    /// A hang that was already told to the breakers.
+    told: Option<At>,
+    /// What the thread is at, and since when by the watcher's clock.
+    at: (At, Duration),
 }
 
-/// A hang outside a batch, which has no `busy` mark.
-const BETWEEN: u64 = u64::MAX;
+/// What a codec thread was seen at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum At {
+    /// It has nothing to do.
+    Rest,
+    /// The batch with this `busy` mark.
+    Batch(u64),
+    /// Jobs wait, but after so many batches it takes none.
+    Between(u64),
+}
 
 impl Watched {
-    /// For how long jobs have waited for a thread that takes none.
-    fn waits_for(&mut self, now: Instant, waiting: bool, batches: u64) -> Duration {
-        self.waits = match self.waits {
-            _ if !waiting => None,
-            Some((since, before)) if before == batches => Some((since, before)),
-            _ => Some((now, batches)),
-        };
-        self.waits.map_or(Duration::ZERO, |(since, _)| {
-            now.saturating_duration_since(since)
-        })
+    /// For how long the thread has been at the same.
+    fn at(&mut self, at: At, clock: Duration) -> Duration {
+        if self.at.0 != at {
+            self.at = (at, clock);
+        }
+        match at {
+            At::Rest => Duration::ZERO,
+            At::Batch(_) | At::Between(_) => clock.saturating_sub(self.at.1),
+        }
     }
 }
 
@@ -67,6 +76,10 @@ pub(crate) struct Watcher {
     watched: Vec<Watched>,
     lost: Vec<JoinHandle<()>>,
     stamp: Stamp,
+    /// Time that passed between looks, no more than [`MOST_BETWEEN_LOOKS`] each: where this thread got no time, the others got none either, and
+    /// nobody hangs.
+    clock: Duration,
+    last_look: Instant,
 }
 
 impl Watcher {
@@ -85,8 +98,8 @@ impl Watcher {
                 since: now,
                 backoff: BACKOFF,
                 due: Some(now),
-                told: 0,
-                waits: None,
+                told: None,
+                at: (At::Rest, Duration::ZERO),
             })
             .collect();
         Self {
@@ -97,6 +110,8 @@ impl Watcher {
             watched,
             lost: Vec::new(),
             stamp: Stamp::new(),
+            clock: Duration::ZERO,
+            last_look: now,
         }
     }
 
@@ -173,6 +188,9 @@ impl Watcher {
 
     fn look(&mut self, now: Instant) {
         self.lost.retain(|thread| !thread.is_finished());
+        let passed = now.saturating_duration_since(self.last_look);
+        self.clock += passed.min(MOST_BETWEEN_LOOKS);
+        self.last_look = now;
         for index in 0..self.watched.len() {
             self.look_at(index, now);
         }
@@ -180,7 +198,7 @@ impl Watcher {
     }
 
     fn look_at(&mut self, index: usize, now: Instant) {
-        let shared = self.shared.clone();
+        let (shared, clock) = (self.shared.clone(), self.clock);
         let (Some(slot), Some(watched)) = (shared.slots.get(index), self.watched.get_mut(index))
         else {
             return;
@@ -197,25 +215,17 @@ impl Watcher {
             }
             Self::again(watched, now);
         }
-        let busy = slot.busy.load(Ordering::Relaxed);
-        let waiting = busy == 0 && !slot.queue.is_empty();
-        let waits = watched.waits_for(now, waiting, slot.batches.load(Ordering::Relaxed));
-        let (mark, for_so_long) = if busy == 0 {
-            (BETWEEN, waits)
-        } else {
-            (
-                busy,
-                Duration::from_micros(shared.micros(now).saturating_sub(busy - 1)),
-            )
+        let at = match slot.busy.load(Ordering::Relaxed) {
+            0 if slot.queue.is_empty() => At::Rest,
+            0 => At::Between(slot.batches.load(Ordering::Relaxed)),
+            busy => At::Batch(busy),
         };
+        let for_so_long = watched.at(at, clock);
         if watched.thread.is_some() {
             let hangs = for_so_long > shared.config.stall;
             slot.up.store(!hangs, Ordering::Relaxed);
-            if !hangs && mark == BETWEEN {
-                watched.told = 0;
-            }
-            if hangs && watched.told != mark {
-                watched.told = mark;
+            if hangs && watched.told != Some(at) {
+                watched.told = Some(at);
                 let running = from_bits(slot.running.load(Ordering::Relaxed));
                 tracing::warn!(
                     thread = index,
@@ -245,7 +255,7 @@ impl Watcher {
     }
 
     fn put_up(&mut self, index: usize, now: Instant) {
-        let kit = self.kit();
+        let (kit, clock) = (self.kit(), self.clock);
         let (Some(slot), Some(watched)) =
             (self.shared.slots.get(index), self.watched.get_mut(index))
         else {
@@ -270,6 +280,7 @@ impl Watcher {
                 }
                 watched.thread = Some(thread);
                 watched.since = now;
+                watched.at = (At::Rest, clock);
                 watched.due = None;
                 slot.up.store(true, Ordering::Relaxed);
             }

@@ -35,7 +35,7 @@ pub(super) fn jobs(pc: &mut Pc, port: &Port, scratch: &mut Scratch, out: &mut Ou
                         packets: job.packets,
                         lost_before: job.lost_before,
                     }),
-                    Some(instead(Refusal::Busy)),
+                    instead(Refusal::Busy),
                 )
             }
             Job::Decode(track, job) => (
@@ -49,7 +49,7 @@ pub(super) fn jobs(pc: &mut Pc, port: &Port, scratch: &mut Scratch, out: &mut Ou
                     count: job.count,
                     lost: job.lost,
                 }),
-                Some(Outcome::Failed(track, job.id)),
+                Outcome::Failed(track, job.id),
             ),
             Job::Recode(track, job) => (
                 engine::Job::Recode(engine::Recode {
@@ -60,7 +60,7 @@ pub(super) fn jobs(pc: &mut Pc, port: &Port, scratch: &mut Scratch, out: &mut Ou
                     payload: job.payload,
                     lost_before: job.lost_before,
                 }),
-                Some(Outcome::Refused(track, job.id, Refusal::Busy)),
+                Outcome::Refused(track, job.id, Refusal::Busy),
             ),
             Job::Close(track) => {
                 for direction in [
@@ -74,9 +74,14 @@ pub(super) fn jobs(pc: &mut Pc, port: &Port, scratch: &mut Scratch, out: &mut Ou
                 continue;
             }
         };
-        if let (Err(Busy::Full | Busy::Ended), Some(instead)) = (port.try_send(job), instead) {
-            pc.relay.outcome(now(), instead, scratch, out);
-        }
+        let Err(busy) = port.try_send(job) else {
+            continue;
+        };
+        let instead = match instead {
+            Outcome::Failed(track, id) if busy == Busy::Hangs => Outcome::Hangs(track, id),
+            instead => instead,
+        };
+        pc.relay.outcome(now(), instead, scratch, out);
     }
 }
 

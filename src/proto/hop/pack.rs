@@ -443,8 +443,21 @@ impl Packer {
         self.line.iter().position(is_it)
     }
 
-    /// Sends the waiting group at `at` as it came.
+    fn first_waiting(&self) -> Option<usize> {
+        let waits = |slot: &Slot| matches!(slot, Slot::Waiting { .. });
+        self.line.iter().position(waits)
+    }
+
+    /// Sends the waiting group at `at` as it came, for the engine's fault.
     fn give_up(&mut self, now: Instant, at: usize, reason: NativeReason) {
+        self.go_native(at, reason);
+        self.failures = self.failures.saturating_add(1);
+        if self.failures >= FAILURES {
+            self.resting_until = Some(now + self.config.timing.rest);
+        }
+    }
+
+    fn go_native(&mut self, at: usize, reason: NativeReason) {
         let Some(Slot::Waiting { id, originals, .. }) = self.line.remove(at) else {
             return;
         };
@@ -457,10 +470,6 @@ impl Packer {
         while self.line.len() > 2 * MAX_LINE {
             self.line.pop_front();
             self.stats.dropped += 1;
-        }
-        self.failures = self.failures.saturating_add(1);
-        if self.failures >= FAILURES {
-            self.resting_until = Some(now + self.config.timing.rest);
         }
     }
 

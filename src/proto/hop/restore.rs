@@ -4,6 +4,7 @@ mod interval;
 mod line;
 mod said;
 mod types;
+mod unrestored;
 mod write;
 
 pub use types::{DecodeJob, Decoded, RestoreTiming, Restored, RestorerConfig, RestorerStats};
@@ -20,6 +21,7 @@ use line::{FAILURES, Health, Slot};
 use said::Said;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
+use unrestored::Unrestored;
 
 /// Time from one framed packet to the next, as the waiting for copies takes it.
 const PACE: Duration = Duration::from_millis(40);
@@ -56,8 +58,7 @@ pub struct Restorer {
     out: VecDeque<(Vec<u8>, Restored)>,
     neural: Health,
     opus: Health,
-    /// The first place of the hop whose coded payload came to nothing, where none after it was restored.
-    unrestored: Option<u64>,
+    unrestored: Unrestored,
     interval: Interval,
     said: Said,
     /// Counters.
@@ -82,7 +83,7 @@ impl Restorer {
             out: VecDeque::new(),
             neural: Health::default(),
             opus: Health::default(),
-            unrestored: None,
+            unrestored: Unrestored::default(),
             interval: Interval::default(),
             said: Said::default(),
             stats: RestorerStats::default(),
@@ -224,6 +225,7 @@ impl Restorer {
         self.last = None;
         self.gap = false;
         self.copies = None;
+        self.unrestored = Unrestored::default();
     }
 
     fn give_up(&mut self) {
@@ -399,7 +401,11 @@ impl Restorer {
         let highest = self.window.highest()?;
         self.interval.due.filter(|due| *due <= now)?;
         let rungs = self.rungs();
-        let wants = self.interval.wants(now, rungs);
-        wants.then(|| self.interval.report(ssrc, highest, rungs, self.unrestored))
+        let news = self.unrestored.is_news();
+        if !self.interval.wants(now, rungs, news) {
+            return None;
+        }
+        let unrestored = self.unrestored.tell(self.waits_in_vain(rungs));
+        Some(self.interval.report(now, ssrc, highest, rungs, unrestored))
     }
 }

@@ -34,13 +34,17 @@ impl Clock {
 }
 
 fn packer(rung: Rung) -> Packer {
+    packer_from(rung, 1000)
+}
+
+fn packer_from(rung: Rung, first_sequence: u16) -> Packer {
     let mut packer = Packer::new(PackerConfig {
         opus_pt: OPUS,
         red_pt: Some(RED),
         aic_pt: AIC,
         hint_id: Some(HINT),
         level_id: Some(LEVEL),
-        first_sequence: 1000,
+        first_sequence,
         peer_rungs: Rungs::ALL,
         redundancy: Redundancy::Never,
         timing: PackTiming::default(),

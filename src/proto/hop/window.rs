@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 /// Packets behind or ahead of the newest that are told apart; further away is another stream.
-const SPAN: u64 = 64;
+pub(super) const SPAN: u64 = 64;
 
 /// So many packets in a row from far behind mean that the sender began anew.
 const RESTART: u32 = 8;

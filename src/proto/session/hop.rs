@@ -4,6 +4,7 @@ use crate::aic::EXTENSION_URI;
 use crate::description::MediaKind;
 use crate::ladder::Rungs;
 use crate::sdp::{AicLine, Media, Sdp, free_extmap_ids, free_payload_type};
+use crate::steering::aic_id;
 
 /// The AIC extension for every media section of an offer, under one id that is free in all.
 pub(super) fn aic_extmaps(sdp: &Sdp<'_>, taken: Option<u16>) -> Vec<(String, u16, String)> {
@@ -55,9 +56,11 @@ pub(super) fn answered_extmaps(offered: &[Media]) -> Vec<(String, u16, String)> 
         .collect()
 }
 
-/// `a=aic` for the audio sections of an offer, under the payload type that the last one had.
+/// `a=aic` for the audio sections of an offer that get the hint, which framed packets need, under the payload type that the
+/// last one had.
 pub(super) fn offered_aic(
     sdp: &Sdp<'_>,
+    hints: &[(String, u16, String)],
     told: &[(String, AicLine)],
     (rungs, models): (Rungs, Option<u32>),
 ) -> Vec<(String, AicLine)> {
@@ -68,6 +71,7 @@ pub(super) fn offered_aic(
     sdp.media()
         .iter()
         .filter(|media| !media.rejected && media.kind == MediaKind::Audio)
+        .filter(|media| hints.iter().any(|(mid, ..)| *mid == media.mid))
         .map(|media| {
             let line = AicLine { pt, rungs, models };
             (media.mid.clone(), line)
@@ -75,7 +79,7 @@ pub(super) fn offered_aic(
         .collect()
 }
 
-/// `a=aic` where the offer has it, under the offerer's own payload type.
+/// `a=aic` where the offer has it and the hint, without which nothing is framed, under the offerer's own payload type.
 pub(super) fn answered_aic(
     offered: &[Media],
     (rungs, models): (Rungs, Option<u32>),
@@ -85,6 +89,7 @@ pub(super) fn answered_aic(
         .filter(|media| !media.rejected)
         .filter_map(|media| {
             let pt = media.aic?.pt;
+            aic_id(media)?;
             Some((media.mid.clone(), AicLine { pt, rungs, models }))
         })
         .collect()
@@ -92,8 +97,59 @@ pub(super) fn answered_aic(
 
 /// Payload types of framed packets that come from a peer and that go to it.
 pub(super) fn aic_pts(told: &[(String, AicLine)], from_peer: &[Media]) -> (Option<u8>, Option<u8>) {
-    let theirs = from_peer.iter().find_map(|media| media.aic);
+    // Without the hint its line counts for nothing: no framed packet goes either way.
+    let mut hinted = from_peer.iter().filter(|media| aic_id(media).is_some());
+    let theirs = hinted.find_map(|media| media.aic);
     // A peer that says nothing of it sends none.
     let ours = theirs.and_then(|_| told.first());
     (ours.map(|(_, line)| line.pt), theirs.map(|line| line.pt))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const OURS: (Rungs, Option<u32>) = (Rungs::ALL, None);
+    const AIC: &str = "a=aic:1 pt=35 rungs=1,2\r\n";
+
+    /// An SDP of one audio section that has these lines.
+    fn audio(lines: &str) -> String {
+        format!("v=0\r\nm=audio 9 UDP/TLS/RTP/SAVPF 111\r\na=mid:0\r\n{lines}")
+    }
+
+    fn hint() -> String {
+        format!("a=extmap:9 {EXTENSION_URI}\r\n")
+    }
+
+    #[test]
+    fn an_offer_without_the_hint_is_answered_without_aic() {
+        let answered = |lines: &str| {
+            let text = audio(lines);
+            answered_aic(Sdp::parse(&text).unwrap().media(), OURS)
+        };
+        let line = AicLine {
+            pt: 35,
+            rungs: Rungs::ALL,
+            models: None,
+        };
+        assert_eq!(
+            answered(&format!("{}{AIC}", hint())),
+            [("0".to_owned(), line)]
+        );
+        assert!(answered(AIC).is_empty(), "no hint was offered");
+        assert!(answered(&hint()).is_empty(), "no framed packets either");
+    }
+
+    #[test]
+    fn aic_is_offered_with_the_hint_only() {
+        let text = audio("");
+        let sdp = Sdp::parse(&text).unwrap();
+        let hints = aic_extmaps(&sdp, None);
+        assert_eq!(offered_aic(&sdp, &hints, &[], OURS).len(), 1);
+        assert!(
+            offered_aic(&sdp, &[], &[], OURS).is_empty(),
+            "no id was free"
+        );
+    }
 }

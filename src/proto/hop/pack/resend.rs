@@ -1,6 +1,6 @@
 //! What went coded and was not restored goes once more, as it came.
 
-use super::{Packer, push_bounded};
+use super::{NativeReason, Packer, push_bounded};
 use crate::hop::Report;
 use crate::hop::original::Original;
 use crate::ladder::Rungs;
@@ -12,6 +12,13 @@ const KEEP: Duration = Duration::from_millis(250);
 
 /// Groups that are kept at most: [`KEEP`] in groups of 20 ms.
 const MOST_KEPT: usize = 13;
+
+/// Places that a report can name: those that its receiver tells apart.
+const MOST_NAMED: u16 = 64;
+
+/// Packets that may have been sent since a report's highest; a report from before, or from nowhere, is of no use. Seconds of
+/// speech in groups of 20 ms.
+const MOST_UNDER_WAY: u16 = 256;
 
 /// A group that went coded.
 #[derive(Debug)]
@@ -38,15 +45,29 @@ impl Packer {
     }
 
     /// Sends again, natively, what the receiver says that it couldn't restore, and what is still on its way there;
-    /// nothing twice. A group that is open waits for no partner where the receiver has no codec left.
+    /// nothing twice. Where it has no codec left, nothing waits for one here either.
     pub(super) fn resend(&mut self, now: Instant, report: &Report) {
-        let Some(back) = report.unrestored.checked_sub(1) else {
+        if report.rungs == Rungs::NONE {
+            self.close(now);
+            while let Some(at) = self.first_waiting() {
+                self.go_native(at, NativeReason::Rung);
+            }
+        }
+        let under_way = self.next_sequence.wrapping_sub(report.highest);
+        let Some(back) = report.unrestored.min(MOST_NAMED).checked_sub(1) else {
             return;
         };
+        if under_way > MOST_UNDER_WAY {
+            return;
+        }
         let from = report.highest.wrapping_sub(back);
         for kept in std::mem::take(&mut self.kept) {
-            let ahead = kept.sequence.wrapping_sub(from).cast_signed();
-            if ahead < 0 || now.saturating_duration_since(kept.since) > KEEP {
+            if now.saturating_duration_since(kept.since) > KEEP {
+                continue;
+            }
+            if kept.sequence.wrapping_sub(from).cast_signed() < 0 {
+                // Not named, but may be yet.
+                self.kept.push_back(kept);
                 continue;
             }
             for mut original in kept.originals {
@@ -55,9 +76,6 @@ impl Packer {
                 self.stats.resent += 1;
                 push_bounded(&mut self.aside, original, &mut self.stats.dropped);
             }
-        }
-        if report.rungs == Rungs::NONE {
-            self.close(now);
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::aic::Hint;
 use crate::hop::Report;
+use crate::hop::window::SPAN;
 use crate::ladder::Rungs;
 use std::time::{Duration, Instant};
 
@@ -32,24 +33,27 @@ pub(super) struct Interval {
 /// How often it is looked.
 pub(super) const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// Rungs that changed are told so many times.
-const TIMES: u8 = 3;
+/// Rungs that changed are told so many times: at once and at the next looks. A report may be lost.
+const TIMES: u8 = 4;
+
+/// Where speech is to be sent again it can't wait for the next look: the second time is so soon.
+const AGAIN: Duration = Duration::from_millis(50);
 
 /// A hop that loses nothing says so at every so many looks: a report each second would be 3 % of the
 /// speech that it speaks of.
 const QUIET_LOOKS: u8 = 5;
 
 impl Interval {
-    /// Whether a look at `now` makes a report: something was lost, the rungs changed, or nothing was said
-    /// for long.
-    pub(super) fn wants(&mut self, now: Instant, rungs: Rungs) -> bool {
+    /// Whether a look at `now` makes a report: something was lost, the rungs changed, there is other news, or
+    /// nothing was said for long.
+    pub(super) fn wants(&mut self, now: Instant, rungs: Rungs, news: bool) -> bool {
         self.due = None;
         self.quiet = self.quiet.saturating_add(1);
         if self.said != Some(rungs) {
             self.said = Some(rungs);
             self.again = TIMES;
         }
-        if self.again > 0 || self.lost > 0 || self.quiet >= QUIET_LOOKS {
+        if self.again > 0 || news || self.lost > 0 || self.quiet >= QUIET_LOOKS {
             self.again = self.again.saturating_sub(1);
             return true;
         }
@@ -69,6 +73,7 @@ impl Interval {
 
     pub(super) fn report(
         &mut self,
+        now: Instant,
         ssrc: u32,
         highest: u64,
         rungs: Rungs,
@@ -92,7 +97,7 @@ impl Interval {
             jitter: self.jitter >> 4,
             ratio: u8::try_from(ratio).unwrap_or(u8::MAX),
             unrestored: unrestored.map_or(0, |from| {
-                u16::try_from(highest.saturating_sub(from) + 1).unwrap_or(u16::MAX)
+                u16::try_from((highest.saturating_sub(from) + 1).min(SPAN)).unwrap_or(0)
             }),
         };
         *self = Self {
@@ -100,6 +105,7 @@ impl Interval {
             jitter: self.jitter,
             said: self.said,
             again: self.again,
+            due: (self.again == TIMES - 1 && unrestored.is_some()).then(|| now + AGAIN),
             ..Self::default()
         };
         report

@@ -107,7 +107,7 @@ impl Restorer {
         }
         let codec = *codec;
         if !concealed {
-            self.unrestored = None;
+            self.unrestored.restored(frame.place);
         }
         let restored = Restored {
             rung: frame.rung.unwrap_or(Rung::NATIVE),
@@ -145,6 +145,37 @@ impl Restorer {
         }
     }
 
+    /// The engine takes no jobs of this stream, job `id` the first of them: what it has is given up, and all rungs are taken back
+    /// for a while.
+    pub fn hangs(&mut self, now: Instant, id: u64) {
+        if self.position(id).is_none() {
+            self.stats.late_results += 1;
+            return;
+        }
+        let until = now + self.config.timing.rest;
+        for health in [&mut self.neural, &mut self.opus] {
+            health.failures = FAILURES;
+            health.resting_until.get_or_insert(until);
+        }
+        self.interval.due = Some(now);
+        self.give_up_without(Rungs::NONE);
+        self.settle(now);
+    }
+
+    /// The first place that waits for a codec without a rung in `rungs`.
+    pub(super) fn waits_in_vain(&self, rungs: Rungs) -> Option<u64> {
+        let places = self.line.iter().filter_map(|slot| match slot {
+            Slot::Waiting {
+                codec,
+                frame,
+                concealed: false,
+                ..
+            } if !has(rungs, *codec) => Some(frame.place),
+            _ => None,
+        });
+        places.min()
+    }
+
     fn position(&self, id: u64) -> Option<usize> {
         let is_it =
             |slot: &Slot| matches!(slot, Slot::Waiting { id: waiting, .. } if *waiting == id);
@@ -169,6 +200,9 @@ impl Restorer {
             health.resting_until = Some(now + rest);
             self.interval.due = Some(now);
         }
+        if self.unrestored.is_news() {
+            self.interval.due = Some(now);
+        }
     }
 
     /// Takes the job at `at` out of the line.
@@ -185,7 +219,7 @@ impl Restorer {
         };
         self.jobs.retain(|job| job.id != id);
         if !concealed {
-            self.unrestored.get_or_insert(frame.place);
+            self.unrestored.failed(frame.place);
         }
         Some(codec)
     }
@@ -193,7 +227,7 @@ impl Restorer {
     /// Takes the jobs out of the line that none of `rungs` needs.
     pub(super) fn give_up_without(&mut self, rungs: Rungs) {
         let lost = |slot: &Slot| match slot {
-            Slot::Waiting { codec, .. } => !rungs.iter().any(|rung| rung.codec() == *codec),
+            Slot::Waiting { codec, .. } => !has(rungs, *codec),
             Slot::Ready { .. } => false,
         };
         while let Some(at) = self.line.iter().position(lost) {
@@ -237,4 +271,8 @@ impl Restorer {
         out.extend(packet);
         Some(restored)
     }
+}
+
+fn has(rungs: Rungs, codec: CodecId) -> bool {
+    rungs.iter().any(|rung| rung.codec() == codec)
 }

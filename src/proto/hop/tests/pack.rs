@@ -193,16 +193,7 @@ fn a_rung_that_the_receiver_lost_is_left_at_once() {
     packer.take(clock.at(0), &speech(1), 100);
     packer.take(clock.at(20), &speech(2), 100);
     let job = packer.poll_job().unwrap();
-    let report = Report {
-        ssrc: 7,
-        fraction_lost: 0,
-        fraction_missing: 0,
-        rungs: Rungs::OPUS,
-        highest: 0,
-        jitter: 0,
-        ratio: 0,
-        unrestored: 0,
-    };
+    let report = unrestored(Rungs::OPUS, 0, 0);
     packer.report(clock.at(21), &report);
     assert_eq!(packer.rung(), Rung::L3);
     packer.encoded(clock.at(22), job.id, lyra6(&job));
@@ -216,34 +207,45 @@ fn a_rung_that_the_receiver_lost_is_left_at_once() {
     assert_eq!(packer.poll_job().unwrap().rung, Rung::L3);
 }
 
-#[test]
-fn what_the_receiver_could_not_restore_goes_again_as_it_came() {
-    let clock = Clock::new();
-    let mut packer = packer(Rung::L2);
-    // Hop sequence numbers 1000 to 1009, coded at 20, 60, ... 380 ms.
-    for n in 0..20 {
-        packer.take(clock.at(20 * u64::from(n)), &speech(n), 100);
-        while let Some(job) = packer.poll_job() {
-            packer.encoded(clock.at(20 * u64::from(n)), job.id, lyra6(&job));
-        }
-        sent(&mut packer);
-    }
-    packer.take(clock.at(400), &speech(20), 100);
-    let report = |highest: u16, unrestored: u16| Report {
+fn unrestored(rungs: Rungs, highest: u16, unrestored: u16) -> Report {
+    Report {
         ssrc: 7,
         fraction_lost: 0,
         fraction_missing: 0,
-        rungs: Rungs::NONE,
+        rungs,
         highest,
         jitter: 0,
         ratio: 0,
         unrestored,
-    };
-    packer.report(clock.at(401), &report(1009, 0));
-    assert_eq!(packer.stats.resent, 0);
+    }
+}
+
+/// Twenty packets of speech, coded and sent in ten framed ones from `first` on, at 20, 60, ... 380 ms.
+fn coded_from(clock: Clock, first: u16) -> Packer {
+    let mut packer = packer_from(Rung::L2, first);
+    for n in 0..20 {
+        let now = clock.at(20 * u64::from(n));
+        packer.take(now, &speech(n), 100);
+        while let Some(job) = packer.poll_job() {
+            packer.encoded(now, job.id, lyra6(&job));
+        }
+        sent(&mut packer);
+    }
+    packer
+}
+
+#[test]
+fn what_the_receiver_could_not_restore_goes_again_as_it_came() {
+    let clock = Clock::new();
+    // The numbers wrap between what is named and what is under way.
+    let first = 65530_u16;
+    let place = |n: u16| first.wrapping_add(n);
+    let mut packer = coded_from(clock, first);
+    packer.take(clock.at(400), &speech(20), 100);
+    packer.report(clock.at(401), &unrestored(Rungs::ALL, place(9), 0));
     assert_eq!(framed(&sent(&mut packer)), []);
-    // 1002 to 1007: 1002 and 1003 are older than 250 ms; 1008 and 1009 were under way.
-    packer.report(clock.at(401), &report(1007, 6));
+    // 2 to 6 are named: 2 and 3 are older than 250 ms; 7 to 9 were under way.
+    packer.report(clock.at(401), &unrestored(Rungs::NONE, place(6), 5));
     let mut bytes = Vec::new();
     let mut packets = Vec::new();
     while let Some(sent) = packer.poll_packet(0, &mut bytes) {
@@ -254,11 +256,53 @@ fn what_the_receiver_could_not_restore_goes_again_as_it_came() {
     }
     let natives: Vec<_> = (8..=20).map(|n| (n, 1, CodecId::Native)).collect();
     assert_eq!(framed(&packets), natives, "the open group's with them");
-    let first = u16::from_be_bytes([packets[0][2], packets[0][3]]);
-    assert_eq!(first, 1010, "numbers of the hop go on");
+    let next = u16::from_be_bytes([packets[0][2], packets[0][3]]);
+    assert_eq!(next, place(10), "numbers of the hop go on");
     assert_eq!(packer.stats.resent, 12);
-    packer.report(clock.at(402), &report(1010, 9));
+    packer.report(clock.at(402), &unrestored(Rungs::NONE, place(10), 9));
     assert_eq!(framed(&sent(&mut packer)), [], "once only");
+}
+
+#[test]
+fn what_is_named_later_goes_again_later() {
+    let clock = Clock::new();
+    let mut packer = coded_from(clock, 1000);
+    packer.report(clock.at(385), &unrestored(Rungs::OPUS, 1009, 1));
+    assert_eq!(
+        framed(&sent(&mut packer)),
+        [(18, 1, CodecId::Native), (19, 1, CodecId::Native)]
+    );
+    packer.report(clock.at(386), &unrestored(Rungs::OPUS, 1009, 2));
+    assert_eq!(
+        framed(&sent(&mut packer)),
+        [(16, 1, CodecId::Native), (17, 1, CodecId::Native)]
+    );
+}
+
+#[test]
+fn a_report_from_another_time_or_of_more_than_can_be_named_is_taken_for_what_it_can_be() {
+    let clock = Clock::new();
+    for (highest, named, again) in [
+        (1009, u16::MAX, 14),
+        (1009u16.wrapping_sub(400), 64, 0),
+        (1500, 64, 0),
+    ] {
+        let mut packer = coded_from(clock, 1000);
+        packer.report(clock.at(385), &unrestored(Rungs::OPUS, highest, named));
+        assert_eq!(packer.stats.resent, again, "{highest}, {named}");
+    }
+}
+
+#[test]
+fn nothing_waits_for_a_coder_once_the_receiver_has_none() {
+    let clock = Clock::new();
+    let mut packer = packer(Rung::L2);
+    packer.take(clock.at(0), &speech(1), 100);
+    packer.take(clock.at(20), &speech(2), 100);
+    assert!(packer.poll_job().is_some());
+    packer.report(clock.at(21), &unrestored(Rungs::NONE, 999, 0));
+    assert_eq!(sent(&mut packer).len(), 2);
+    assert_eq!(packer.stats.native(NativeReason::Rung), 2);
 }
 
 #[test]

@@ -92,6 +92,7 @@ fn failures_take_the_rungs_of_their_kind_back_for_a_while() {
     let report = restorer.poll_report(clock.at(41)).unwrap();
     assert_eq!(report.rungs, Rungs::OPUS);
     assert!(restorer.poll_report(clock.at(42)).is_none());
+    assert_eq!(named(&mut restorer, clock.at(91)), Some((2, 2)));
     assert_eq!(restorer.poll_timeout(), Some(clock.at(2041)));
     restorer.handle_timeout(clock.at(2041));
     let report = restorer.poll_report(clock.at(2041)).unwrap();
@@ -118,6 +119,7 @@ fn what_waits_for_a_rung_that_goes_is_given_up_and_asked_for_again() {
     assert!(restorer.poll_job().is_none());
     let report = restorer.poll_report(clock.at(90)).unwrap();
     assert_eq!((report.highest, report.unrestored), (13, 3));
+    assert_eq!(named(&mut restorer, clock.at(140)), Some((13, 3)));
     restorer.decoded(clock.at(91), slow.id, opus(&slow));
     assert_eq!(restorer.stats.late_results, 1);
     for n in 3..7 {
@@ -134,6 +136,94 @@ fn what_waits_for_a_rung_that_goes_is_given_up_and_asked_for_again() {
     assert_eq!(answer(&mut restorer, clock.at(211)), 1);
     restorer.set_rungs(clock.at(220), Rungs::OPUS);
     assert_eq!(restorer.poll_report(clock.at(220)).unwrap().unrestored, 0);
+}
+
+/// Highest number and how many up to it came to nothing, of a report that is due.
+fn named(restorer: &mut Restorer, now: Instant) -> Option<(u16, u16)> {
+    let report = restorer.poll_report(now)?;
+    Some((report.highest, report.unrestored))
+}
+
+/// The jobs of `places`, taken at once; an earlier report is out of the way.
+fn jobs(restorer: &mut Restorer, now: Instant, places: std::ops::RangeInclusive<u16>) -> Vec<u64> {
+    for place in places {
+        restorer.take(now, 0, &coded(place, 2 * place), 100);
+    }
+    restorer.poll_report(now);
+    std::iter::from_fn(|| restorer.poll_job().map(|job| job.id)).collect()
+}
+
+#[test]
+fn a_codec_that_hangs_takes_all_rungs_and_all_that_waits() {
+    let clock = Clock::new();
+    let mut restorer = restorer();
+    let jobs = jobs(&mut restorer, clock.at(0), 10..=12);
+    restorer.hangs(clock.at(1), jobs[2]);
+    let report = restorer.poll_report(clock.at(1)).unwrap();
+    assert_eq!((report.rungs, report.unrestored), (Rungs::NONE, 3));
+    assert_eq!(restorer.poll_timeout(), Some(clock.at(51)));
+    assert_eq!(named(&mut restorer, clock.at(50)), None);
+    assert_eq!(
+        named(&mut restorer, clock.at(51)),
+        Some((12, 3)),
+        "the first may be lost"
+    );
+    restorer.handle_timeout(clock.at(2001));
+    assert_eq!(restorer.rungs(), Rungs::ALL);
+}
+
+#[test]
+fn failures_are_named_from_the_first_on_whatever_their_order() {
+    let clock = Clock::new();
+    let mut restorer = restorer();
+    let jobs = jobs(&mut restorer, clock.at(0), 10..=13);
+    restorer.failed(clock.at(1), jobs[2]);
+    assert_eq!(named(&mut restorer, clock.at(1)), Some((13, 2)));
+    restorer.failed(clock.at(2), jobs[1]);
+    assert_eq!(
+        named(&mut restorer, clock.at(2)),
+        Some((13, 4)),
+        "10 waits for the same codec, which is given up"
+    );
+    restorer.handle_timeout(clock.at(60));
+    assert_eq!(named(&mut restorer, clock.at(60)), Some((13, 4)), "missed");
+}
+
+#[test]
+fn what_is_restored_ends_what_failed_before_it_and_nothing_else() {
+    let clock = Clock::new();
+    let mut restorer = restorer();
+    for place in 10..=13 {
+        restorer.take(clock.at(0), 0, &coded(place, 2 * place), 100);
+    }
+    restorer.poll_report(clock.at(0));
+    let jobs: Vec<_> = std::iter::from_fn(|| restorer.poll_job()).collect();
+    restorer.failed(clock.at(1), jobs[1].id);
+    restorer.decoded(clock.at(1), jobs[0].id, opus(&jobs[0]));
+    assert_eq!(named(&mut restorer, clock.at(1)), Some((13, 3)));
+    restorer.decoded(clock.at(2), jobs[3].id, opus(&jobs[3]));
+    restorer.failed(clock.at(3), jobs[2].id);
+    assert_eq!(
+        named(&mut restorer, clock.at(3)),
+        None,
+        "13 has been played"
+    );
+}
+
+#[test]
+fn no_more_is_named_than_a_receiver_tells_apart() {
+    let clock = Clock::new();
+    let mut restorer = restorer();
+    let job = jobs(&mut restorer, clock.at(0), 10..=10)[0];
+    restorer.failed(clock.at(1), job);
+    for place in 11..200 {
+        restorer.take(clock.at(2), 0, &native(place, 20 + place), 60);
+    }
+    assert_eq!(named(&mut restorer, clock.at(2)), Some((199, 64)));
+    // The sender began anew.
+    restorer.take(clock.at(3), 0, &native(400, 500), 60);
+    restorer.set_rungs(clock.at(3), Rungs::OPUS);
+    assert_eq!(named(&mut restorer, clock.at(3)), Some((400, 0)));
 }
 
 #[test]
