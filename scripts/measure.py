@@ -27,7 +27,7 @@ import transit
 from lab import Failed
 
 PATHS = ("direct", "sidecar")
-LOADS = {"low": (4, 2), "tenth": (8, 8), "half": (20, 20), "most": (26, 26)}
+LOADS = {"low": (4, 2), "tenth": (8, 8), "half": (20, 20), "most": (32, 32)}
 """Name: participants and speakers, all in one room. On two cores, clients and LiveKit included, about 3, 10, 50 and 90 % of what they can do."""
 
 QUIET = 0.15
