@@ -53,7 +53,7 @@ pub struct Settings {
     pub log: Log,
     /// `metrics`.
     pub metrics: Metrics,
-    /// `engine`: the codecs of the hop between two AuraLinks.
+    /// `engine`: the codecs of the hop between two AuraLinks, of `enhance` and `recode`.
     pub engine: Engine,
     /// `audit.log`: who was processed by which models, as JSON lines; none: not written.
     pub audit: Option<PathBuf>,
@@ -191,7 +191,7 @@ pub struct Metrics {
     pub rooms: usize,
 }
 
-/// The codecs of the hop between two AuraLinks.
+/// The codecs of the hop between two AuraLinks, and of one that codes anew.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Engine {
     /// `engine.threads`: codec threads, 1 to [`MAX_WORKERS`].

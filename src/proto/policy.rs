@@ -17,7 +17,7 @@ pub enum Mode {
     Off,
     /// Stock clients on both sides, steered through SDP, redundancy shed where nothing is lost.
     Lean,
-    /// Speech is coded between two AuraLinks; towards anyone else, a pure relay.
+    /// Speech is coded between two AuraLinks; towards anyone else it is relayed, but for what `recode` and `video` say.
     Neural,
 }
 
