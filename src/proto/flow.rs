@@ -217,7 +217,8 @@ impl Flow {
                 };
                 let before = packet.len();
                 append_extension(packet, &header, id, &hint.to_bytes());
-                added = (packet.len() - before) as u64;
+                // Less than nothing where it takes the place of padding in an extension.
+                added = packet.len().saturating_sub(before) as u64;
             }
         }
         Applied { saved, added }
@@ -442,6 +443,24 @@ mod tests {
             (hint.version, hint.sent, hint.redundancy),
             (VERSION, 0xabcd, true)
         );
+    }
+
+    /// Found by a fuzzer.
+    #[test]
+    fn a_hint_in_the_place_of_padding_adds_nothing() {
+        let mut flow = flow(TrackRule {
+            aic_id: Some(16),
+            shed_red: None,
+            ..shed_rule()
+        });
+        let mut packet = red_packet(1);
+        packet[0] |= 0x10;
+        let padding = [&[0xbe, 0xde, 0, 16][..], &[0; 64]].concat();
+        packet.splice(12..12, padding);
+        let len = packet.len();
+        let applied = flow.apply(&mut packet, len, 0);
+        assert_eq!((applied.saved, applied.added), (0, 0));
+        assert!(packet.len() < len);
     }
 
     #[test]
