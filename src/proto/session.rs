@@ -392,7 +392,7 @@ impl Session {
         let on = self.config.policy.mode != Mode::Off;
         let config = self.config.clone();
         self.pc(env, target)?;
-        let tracks = &self.tracks;
+        let tracks = &mut self.tracks;
         let Some(pc) = self.pcs[index(target)].as_mut() else {
             return Err("no session".to_owned());
         };
@@ -428,6 +428,7 @@ impl Session {
         pc.client.aic_pts = aic_pts(&pc.client_told, &pc.from_client);
         pc.server.aic_pts = aic_pts(&pc.server_told, &pc.from_server);
         if !is_offer {
+            tracks.bind(&pc.from_client);
             pc.steered = steer(&config.policy, tracks, &pc.from_client, &pc.from_server);
         }
         Ok(rewrite(

@@ -14,6 +14,9 @@ use std::collections::HashMap;
 /// measured at 117.5 kbit/s (docs/benchmarks.md).
 const DEFAULT_SPEECH_BYTES_PER_SECOND: u32 = 117_500 / 8;
 
+/// The same without RED, as Firefox sends it, which knows none, and clients that encrypt end to end.
+const PLAIN_SPEECH_BYTES_PER_SECOND: u32 = 68_000 / 8;
+
 /// MID header extension (RFC 9143).
 pub(crate) const MID_URI: &str = "urn:ietf:params:rtp-hdrext:sdes:mid";
 
@@ -25,6 +28,8 @@ const LEVEL_URI: &str = "urn:ietf:params:rtp-hdrext:ssrc-audio-level";
 pub(crate) struct Tracks {
     /// What the client publishes, by the client's own id.
     pub(crate) own: HashMap<String, AddTrack>,
+    /// Ids of `own` by what the SDP calls them, where that is something else.
+    renamed: HashMap<String, String>,
     /// What others publish, by sid.
     pub(crate) others: HashMap<String, Track>,
 }
@@ -45,14 +50,49 @@ impl Tracks {
         }
     }
 
+    /// What the client said of the track in an m-section of its offer.
     fn own_of(&self, offered: &Media) -> Option<&AddTrack> {
         let (_, track) = offered.msid.as_ref()?;
-        self.own.get(track).or_else(|| {
-            self.own
-                .values()
-                .find(|own| own.simulcast_cids.iter().any(|cid| cid == track))
-        })
+        self.named(track)
+            .or_else(|| self.own.get(self.renamed.get(track)?))
     }
+
+    fn named(&self, id: &str) -> Option<&AddTrack> {
+        self.own
+            .get(id)
+            .or_else(|| self.own.values().find(|own| has_cid(own, id)))
+    }
+
+    /// Finds what an offer's sections mean whose tracks were announced by another id: in Firefox a track gets a new one when it is
+    /// given to a transceiver. LiveKit takes such a section for any announced track of its kind that isn't published yet
+    /// (`getPendingTrack`). So do we, where all that it may be are alike.
+    pub(crate) fn bind(&mut self, offer: &[Media]) {
+        let ids = |media: &Media| media.msid.as_ref().map(|(_, track)| track.clone());
+        let offered: Vec<String> = offer.iter().filter_map(ids).collect();
+        for media in offer.iter().filter(|media| media.direction.sends()) {
+            let Some(id) = ids(media) else { continue };
+            if self.named(&id).is_some() || self.renamed.contains_key(&id) {
+                continue;
+            }
+            let mut unmet = self.own.iter().filter(|(cid, own)| {
+                own.kind == media.kind
+                    && !offered.iter().any(|id| id == *cid || has_cid(own, id))
+                    && !self.renamed.values().any(|bound| bound == *cid)
+            });
+            let facts = |own: &AddTrack| (own.stereo, own.encrypted, own.source);
+            let Some((cid, first)) = unmet.next() else {
+                continue;
+            };
+            if unmet.all(|(_, own)| facts(own) == facts(first)) && self.renamed.len() < MAX_TRACKS {
+                let cid = cid.clone();
+                self.renamed.insert(id, cid);
+            }
+        }
+    }
+}
+
+fn has_cid(own: &AddTrack, id: &str) -> bool {
+    own.simulcast_cids.iter().any(|cid| cid == id)
 }
 
 /// Whether Opus `key` is 1: `stereo` says what its writer wants to receive, `sprop-stereo` what it
@@ -172,6 +212,15 @@ impl Hop<'_> {
     }
 }
 
+/// Bytes a second that a stock publisher would send of an audio track.
+fn default_rate(track: &AddTrack, offered: &Media) -> u32 {
+    if track.disable_red || offered.codec("red").is_none() {
+        PLAIN_SPEECH_BYTES_PER_SECOND
+    } else {
+        DEFAULT_SPEECH_BYTES_PER_SECOND
+    }
+}
+
 fn opus_pts(media: &Media) -> (Option<u8>, Option<u8>) {
     let pt = |name| media.codec(name).map(|codec| codec.pt);
     (pt("opus"), pt("red"))
@@ -210,10 +259,9 @@ pub(crate) fn up_rules(
                 kind: offered.kind,
                 wrap_red,
                 aic_id: answerer_takes_aic.then(|| aic_id(answered)).flatten(),
-                default_bytes_per_second: if audio && steer.is_some() {
-                    DEFAULT_SPEECH_BYTES_PER_SECOND
-                } else {
-                    0
+                default_bytes_per_second: match tracks.own_of(offered) {
+                    Some(track) if audio && steer.is_some() => default_rate(track, offered),
+                    _ => 0,
                 },
                 opus_pts: opus_pts(offered),
                 // A steered publisher sends on a rung already: to code it again would cost quality

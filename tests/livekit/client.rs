@@ -246,11 +246,8 @@ impl Report {
                 self.heard(from, hz * 1.5, "_right");
             }
             let silent = number(self.audio_from(from), "/silent_ms");
-            // Encrypted, the first 1.7 to 2.2 s were silent in one of four calls of Chromium with two peer connections in a lean room, without a
-            // packet lost; why isn't known yet (note on issue 3).
-            let most = if self.client.e2ee { 2500.0 } else { 1500.0 };
             assert!(
-                silent <= most,
+                silent <= 1500.0,
                 "{me}: holes of {silent} ms in the tone of {from}: {}",
                 self.json
             );

@@ -236,6 +236,11 @@ fn e2ee_off_single() {
 }
 
 #[test]
+fn e2ee_off_dual() {
+    encrypted("e2ee_off_dual", "off", true);
+}
+
+#[test]
 fn e2ee_lean_dual() {
     encrypted("e2ee_lean_dual", "lean", true);
 }
