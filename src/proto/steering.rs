@@ -120,8 +120,6 @@ pub(crate) fn steer(
             let offered = offer.iter().find(|offered| offered.mid == answered.mid)?;
             let track = tracks.own_of(offered)?;
             match answered.kind {
-                // Towards an edge the publisher's link is local: its quality is worth more than its bytes.
-                MediaKind::Audio if policy.mode == Mode::Neural => None,
                 MediaKind::Audio => steer_audio(policy, track, offered, answered),
                 MediaKind::Video => steer_video(policy, track, answered),
                 MediaKind::Other => None,
@@ -140,22 +138,36 @@ fn steer_audio(
     if track.stereo
         || track.source == SOURCE_SCREEN_SHARE_AUDIO
         || opus_says(offered, "sprop-stereo")
-        || opus_says(answered, "stereo")
     {
         return None;
     }
     let opus = answered.codec("opus")?;
+    let mut fmtp = Vec::new();
+    if opus_says(answered, "stereo") {
+        // LiveKit takes the offer's `stereo=1` out and says `usedtx=1` where it finds the track, but in one of ten joins it looks for it
+        // while it moves from the pending to the published ones (`configurePublisherAnswer`). A microphone would be coded as stereo then.
+        fmtp.push(("stereo".to_owned(), "0".to_owned()));
+        if !track.disable_dtx {
+            fmtp.push(("usedtx".to_owned(), "1".to_owned()));
+        }
+    }
+    // Towards an edge the publisher's link is local: its quality is worth more than its bytes.
+    if policy.mode == Mode::Neural {
+        return (!fmtp.is_empty()).then(|| MediaSteer {
+            mid: answered.mid.clone(),
+            fmtp: vec![(opus.pt, fmtp)],
+            ..MediaSteer::default()
+        });
+    }
+    fmtp.push((
+        "maxaveragebitrate".to_owned(),
+        policy.audio.max_bitrate.to_string(),
+    ));
     Some(MediaSteer {
         mid: answered.mid.clone(),
         // An encrypted payload is not wrapped, so RED has to stay if it was negotiated.
         remove_red: policy.audio.red != RedPolicy::Keep && !track.encrypted,
-        fmtp: vec![(
-            opus.pt,
-            vec![(
-                "maxaveragebitrate".to_owned(),
-                policy.audio.max_bitrate.to_string(),
-            )],
-        )],
+        fmtp: vec![(opus.pt, fmtp)],
         ptime: Some(policy.audio.packet_ms),
         maxptime: Some(policy.audio.packet_ms),
         // livekit-client sets maxBitrate on its encodings, which overrides the fmtp: only b=TIAS
@@ -241,6 +253,7 @@ pub(crate) fn up_rules(
         .filter_map(|offered| {
             let answered = answer.iter().find(|answered| answered.mid == offered.mid)?;
             let steer = steered.iter().find(|steer| steer.mid == offered.mid);
+            let lowered = steer.is_some_and(|steer| steer.tias.is_some());
             let wrap_red = steer.filter(|steer| steer.remove_red).and_then(|_| {
                 let opus = offered.codec("opus")?.pt;
                 Some((opus, answered.codec("red")?.pt))
@@ -260,17 +273,17 @@ pub(crate) fn up_rules(
                 wrap_red,
                 aic_id: answerer_takes_aic.then(|| aic_id(answered)).flatten(),
                 default_bytes_per_second: match tracks.own_of(offered) {
-                    Some(track) if audio && steer.is_some() => default_rate(track, offered),
+                    Some(track) if audio && lowered => default_rate(track, offered),
                     _ => 0,
                 },
                 opus_pts: opus_pts(offered),
                 // A steered publisher sends on a rung already: to code it again would cost quality
                 // and save nothing.
-                pack: hop.pack(offered, answered, speech && steer.is_none()),
+                pack: hop.pack(offered, answered, speech && !lowered),
                 restore: hop.restore(offered, Some(answered)),
                 ..TrackRule::default()
             };
-            if enhanced && steer.is_some() && rule.pack.is_none() && rule.restore.is_none() {
+            if enhanced && lowered && rule.pack.is_none() && rule.restore.is_none() {
                 rule.recode = Some(RecodeRule {
                     rung: None,
                     key: None,

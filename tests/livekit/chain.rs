@@ -215,8 +215,9 @@ pub(crate) fn heard_well(trial: &Trial, ear: &Report, peer: &str, name: &str, le
     );
     let what = format!("{}-from-{peer}", ear.client.identity);
     let score = score(trial, &what, &speech(name), recording);
+    // Another's speech has envelopes that correlate by 0.29 to 0.36; what lost a tenth of its packets in bursts, by 0.52 to 0.82.
     assert!(
-        number(&score, "/visqol") >= least && number(&score, "/correlation") > 0.5,
+        number(&score, "/visqol") >= least && number(&score, "/correlation") > 0.42,
         "{what}: not the speech that was said, or badly coded (ViSQOL under {least}): {score}"
     );
     score

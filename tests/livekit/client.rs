@@ -236,6 +236,15 @@ impl Report {
             .collect()
     }
 
+    /// Audio packets it has sent, by its own statistics.
+    pub(crate) fn sent_audio(&self) -> f64 {
+        array(&self.json, "/outbound")
+            .iter()
+            .filter(|stream| string(stream, "/kind") == "audio")
+            .map(|stream| number(stream, "/packets"))
+            .sum()
+    }
+
     /// Asserts that all that `peer` sent arrived here as it was sent.
     pub(crate) fn received(&self, peer: &Client) {
         let me = &self.client.identity;

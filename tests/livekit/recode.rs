@@ -179,7 +179,6 @@ fn subscribers_share_what_is_coded_for_them() {
     let sidecar = &stack.sidecar;
     let call = |n: usize| {
         let room = format!("{}-{n}", trial.room("ears"));
-        let before = sidecar.status();
         let url = sidecar.url();
         let make = |kind, who: &str| {
             let client = Client::new(kind, &url, &room, &format!("{who}-{n}"));
@@ -198,12 +197,15 @@ fn subscribers_share_what_is_coded_for_them() {
             (sidecar.sessions_in(&room) >= 4).then_some(())
         });
         std::thread::sleep(Duration::from_secs(5));
+        // While all are there: what is coded for the first before the second has come nobody shares.
+        let before = sidecar.status();
         let flows = Wire::count(&trial, &format!("wire-{n}"), 6.0, &sidecar.udp_ports()).flows();
+        let after = sidecar.status();
         let (ann, ears) = (ann.finish(), ears.map(crate::client::Running::finish));
         sidecar.wait_empty(&room, Duration::from_secs(30));
-        (before, flows, ann, ears)
+        ([before, after], flows, ann, ears)
     };
-    let (before, flows, ann, [one, two, free]) = undisturbed(sidecar, call);
+    let ([before, after], flows, ann, [one, two, free]) = undisturbed(sidecar, call);
     let down = |report| wire(&flows, &sidecar.udp_ports(), report).1;
     let (up, _) = wire(&flows, &sidecar.udp_ports(), &ann);
     let rates = [down(&one), down(&two), down(&free)];
@@ -220,14 +222,13 @@ fn subscribers_share_what_is_coded_for_them() {
         // Opus 12 kbit/s in 50 packets a second, and RTCP.
         assert!((20.0..45.0).contains(rate), "{rates:?}");
     }
-    let status = sidecar.status();
-    let since = |what| jobs(&status, what) - jobs(&before, what);
+    let since = |what| jobs(&after, what) - jobs(&before, what);
     let (made, shared) = (since("recoded"), since("shared"));
     println!(
         "{made} packets coded, {shared} taken from those: {:#}",
-        status["totals"]["recode"]
+        after["totals"]["recode"]
     );
-    assert!(made > 300.0, "{:#}", status["engine"]);
+    assert!(made > 200.0, "{:#}", after["engine"]);
     assert!(
         (0.9 * made..=1.02 * made).contains(&shared),
         "two subscribers on two workers don't share: {made} made, {shared} shared"

@@ -231,7 +231,9 @@ async function publish() {
   if (o.tone || o.wav) {
     const track = await microphone();
     // A WebAudio track says two channels until its first samples have come, and would be published as stereo.
-    for (let i = 0; i < 100 && !o.stereo && track.getSettings().channelCount > 1; i++) await sleep(10);
+    const mono = () => o.stereo || !(track.getSettings().channelCount > 1);
+    for (let i = 0; i < 1000 && !mono(); i++) await sleep(10);
+    if (!mono()) throw new Error('a microphone of one channel has two after 10 s');
     await local.publishTrack(track, { source: Track.Source.Microphone, name: 'microphone' });
   }
   if (o.videoSize || o.y4m) {

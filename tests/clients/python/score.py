@@ -10,7 +10,7 @@ Prints one JSON object:
   delay_ms             lag of the recording behind the reference (negative: it starts that far into the reference)
   delay_median_ms      the median of that lag over the stretches
   delay_change_ms      by how much the lag varies between stretches
-  correlation          of the two signals' envelopes after alignment: under 0.5 these are not the same speech
+  correlation          of the two signals' envelopes after alignment: 0.3 to 0.4 is other speech; packets lost in bursts leave 0.5 to 0.8
   segments             stretches scored
 """
 

@@ -137,6 +137,45 @@ fn encrypted_voice_keeps_its_red_but_is_steered_lower() {
     );
 }
 
+/// LiveKit takes the offer's `stereo=1` out of its answer unless it looks for the track at the wrong moment.
+#[test]
+fn an_answer_that_leaves_a_microphone_stereo_is_mended() {
+    for mode in [Mode::Lean, Mode::Neural] {
+        let (world, answer) = answer_of(Options {
+            policy: Policy {
+                mode,
+                ..lean(RedPolicy::Auto)
+            },
+            client_stereo: true,
+            server_stereo: true,
+            ..Options::default()
+        });
+        let voice = section(&answer, "0");
+        let fmtp = voice
+            .lines()
+            .find(|line| line.starts_with("a=fmtp:111 "))
+            .unwrap();
+        assert!(
+            fmtp.contains(";stereo=0") && fmtp.contains(";usedtx=1"),
+            "{mode:?}: {fmtp}"
+        );
+        let lowers = mode == Mode::Lean;
+        assert_eq!(fmtp.contains("maxaveragebitrate=12000"), lowers, "{fmtp}");
+        assert_eq!(voice.contains("b=TIAS"), lowers, "{voice}");
+        let up = world.description.unwrap().up;
+        assert_eq!(
+            up.iter().any(|rule| rule.default_bytes_per_second > 0),
+            lowers
+        );
+    }
+    let (_, answer) = answer_of(Options {
+        client_stereo: true,
+        server_stereo: true,
+        ..Options::default()
+    });
+    assert!(answer.contains("stereo=1"), "off changes nothing: {answer}");
+}
+
 #[test]
 fn music_is_left_alone_in_both_directions() {
     // The stream that is heard is someone's stereo track, or what a shared screen plays.

@@ -89,6 +89,8 @@ pub(crate) struct Options {
     pub(crate) server_takes_aic: bool,
     pub(crate) client_locals: Vec<SocketAddr>,
     pub(crate) client_stereo: bool,
+    /// Its Opus has `stereo=1`.
+    pub(crate) server_stereo: bool,
     /// AddTrack says that the client encrypts its media end to end.
     pub(crate) client_encrypts: bool,
     /// Each end writes this instead of its certificate's fingerprint.
@@ -112,6 +114,7 @@ impl Default for Options {
             server_takes_aic: false,
             client_locals: vec![client_addr()],
             client_stereo: false,
+            server_stereo: false,
             client_encrypts: false,
             false_fingerprint: None,
         }

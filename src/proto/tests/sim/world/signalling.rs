@@ -30,7 +30,11 @@ impl World {
                 SERVER_VIDEO_SSRC
             },
             audio_track: if client { CLIENT_CID } else { OTHER_SID },
-            stereo: client && self.options.client_stereo,
+            stereo: if client {
+                self.options.client_stereo
+            } else {
+                self.options.server_stereo
+            },
             media_lines: aic.map(str::to_owned).into_iter().collect(),
         }
     }
