@@ -56,9 +56,10 @@ demo: setup build ## two clients talk through AuraLink: off, lean, neural; BROWS
 measure: setup build ## figures of whole processes in docs/benchmarks.md; ONLY=join,load,memory,beside,scale for parts of them
 	@"$(PYTHON)" scripts/measure.py --auralink $(AURALINK) $(if $(ONLY),--only $(ONLY))
 
-ladder: setup ## ViSQOL and PESQ of every rung through the engine, 23 clips; about ten minutes
+ladder: setup ## ViSQOL and PESQ of every rung through the engine, 23 clips, and what loss costs; a quarter of an hour
 	cargo build --release --locked -p auralink-engine --example ladder
 	@"$(PYTHON)" scripts/ladder.py --tool $(CARGO_TARGET_DIR)/release/examples/ladder
+	@"$(PYTHON)" scripts/ladder.py --tool $(CARGO_TARGET_DIR)/release/examples/ladder --losses
 
 bench: tools ## the relay by stage, and the codecs: run `make setup` before, which includes `make models`
 	cargo bench --workspace --locked

@@ -14,8 +14,8 @@ use std::collections::HashMap;
 /// measured at 117.5 kbit/s (docs/benchmarks.md).
 const DEFAULT_SPEECH_BYTES_PER_SECOND: u32 = 117_500 / 8;
 
-/// The same without RED, as Firefox sends it, which knows none, and clients that encrypt end to end.
-const PLAIN_SPEECH_BYTES_PER_SECOND: u32 = 68_000 / 8;
+/// The same without RED, as Firefox sends it, which knows none, and clients that encrypt end to end: 73.7 kbit/s.
+const PLAIN_SPEECH_BYTES_PER_SECOND: u32 = 73_700 / 8;
 
 /// MID header extension (RFC 9143).
 pub(crate) const MID_URI: &str = "urn:ietf:params:rtp-hdrext:sdes:mid";

@@ -2,10 +2,13 @@
 //!
 //! Each file (48 kHz, mono, 16 bit) goes the way of a call: Opus from the client, in groups of 40 ms through [`Encode`], [`Decode`],
 //! and the Opus that comes of it decoded as a client does. For every rung `OUT_FOLDER/NAME-RUNG.wav` is written and a line of JSON
-//! printed: the rungs really used (a share each), coded bytes a second, the mean gain. `native` is the client's Opus decoded.
+//! printed: the rungs really used (a share each), coded bytes a second (copies not counted), the mean gain, and the shares of hop packets
+//! that were lost and that were concealed because no copy came either. `native` is the client's Opus decoded.
 //!
-//! Options: `rungs=native,L1,...`, `gain=DB` (applied to the file first), `loss=PERCENT` of hop packets (evenly random, concealed,
-//! no copies), `client=BITS` a second (32000), `local=BITS` a second and `complexity=0..10` of the Opus for the listener (the engine's defaults).
+//! Options: `rungs=native,L1,...`, `gain=DB` (applied to the file first), `client=BITS` a second (32000), `local=BITS` a second and
+//! `complexity=0..10` of the Opus for the listener (the engine's defaults), `packet=20|40` ms (40). `loss=PERCENT` of hop packets is
+//! evenly random, or in bursts of a mean of `burst=PACKETS`; `copies=DISTANCE` sends a copy of each packet that many behind, as
+//! docs/protocol.md has it: of L2 each frame's prefix, of other rungs the same bytes.
 
 // A tool of the measurements: it ends at the first thing that is wrong.
 #![allow(
@@ -19,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use auralink_engine::{Decode, Encode, Engine, EngineConfig, Job, Outcome, Port};
+use auralink_engine::{Decode, Encode, Encoded, Engine, EngineConfig, Job, Outcome, Port};
 use auralink_proto::ladder::{CodecId, Rung};
 use opusic_c::{Application, Bitrate, Channels, Decoder, Encoder, SampleRate};
 
@@ -29,9 +32,22 @@ const PACKET: usize = 960;
 struct Options {
     rungs: Vec<String>,
     gain: f32,
-    loss: f64,
+    /// Packets of 20 ms in a hop packet.
+    group: usize,
+    loss: Loss,
     client: u32,
     engine: EngineConfig,
+}
+
+/// What the hop does to its packets.
+#[derive(Clone, Copy)]
+struct Loss {
+    /// Share of them that is lost.
+    share: f64,
+    /// Mean length of a burst, in packets; at 1 losses are independent.
+    burst: f64,
+    /// Packets between one and its copy; none if 0.
+    copies: usize,
 }
 
 fn main() {
@@ -40,7 +56,12 @@ fn main() {
             .map(String::from)
             .to_vec(),
         gain: 0.0,
-        loss: 0.0,
+        group: 2,
+        loss: Loss {
+            share: 0.0,
+            burst: 1.0,
+            copies: 0,
+        },
         client: 32_000,
         engine: EngineConfig {
             runtime: Some(cache().join("onnxruntime/libonnxruntime.so")),
@@ -58,7 +79,16 @@ fn main() {
         match argument.split_once('=') {
             Some(("rungs", list)) => options.rungs = list.split(',').map(String::from).collect(),
             Some(("gain", db)) => options.gain = db.parse().expect("gain=DB"),
-            Some(("loss", percent)) => options.loss = percent.parse().expect("loss=PERCENT"),
+            Some(("packet", ms)) => options.group = ms.parse::<usize>().expect("packet=20|40") / 20,
+            Some(("loss", percent)) => {
+                options.loss.share = percent.parse::<f64>().expect("loss=PERCENT") / 100.0;
+            }
+            Some(("burst", packets)) => {
+                options.loss.burst = packets.parse().expect("burst=PACKETS")
+            }
+            Some(("copies", distance)) => {
+                options.loss.copies = distance.parse().expect("copies=DISTANCE");
+            }
             Some(("client", bits)) => options.client = bits.parse().expect("client=BITS"),
             Some(("local", bits)) => {
                 options.engine.local_bitrate = bits.parse().expect("local=BITS");
@@ -84,7 +114,7 @@ fn main() {
         for rung in &options.rungs {
             track += 1;
             let name = file.file_stem().unwrap().to_string_lossy();
-            let mut run = Run::new(&port, track, options.loss);
+            let mut run = Run::new(&port, track, options.group, options.loss);
             let restored = match rung.as_str() {
                 "native" => packets.clone(),
                 rung => run.through(rung_of(rung), &packets),
@@ -112,22 +142,31 @@ fn rung_of(name: &str) -> Rung {
 struct Run<'a> {
     port: &'a Port,
     track: u64,
-    /// Share of hop packets lost.
-    loss: f64,
+    group: usize,
+    loss: Loss,
     seed: u64,
     used: [usize; 6],
     bytes: usize,
     gain: i64,
     groups: usize,
     lost: usize,
+    concealed: usize,
+}
+
+/// What the hop carries of a group.
+enum Sent {
+    Coded(Encoded),
+    /// Looks encrypted, as one packet in 4,000 does: it goes as it came, and is never lost here.
+    Native(Vec<Vec<u8>>),
 }
 
 impl<'a> Run<'a> {
-    fn new(port: &'a Port, track: u64, percent: f64) -> Self {
+    fn new(port: &'a Port, track: u64, group: usize, loss: Loss) -> Self {
         Self {
             port,
             track,
-            loss: percent / 100.0,
+            group,
+            loss,
             // Another pattern for each file, the same on every run.
             seed: track.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1,
             used: [0; 6],
@@ -135,56 +174,94 @@ impl<'a> Run<'a> {
             gain: 0,
             groups: 0,
             lost: 0,
+            concealed: 0,
         }
     }
 
     /// A client's packets over the hop: what the listener's side is sent.
     fn through(&mut self, rung: Rung, packets: &[Vec<u8>]) -> Vec<Vec<u8>> {
+        let sent = self.encode(rung, packets);
+        let lost = self.losses(sent.len());
         let mut restored = Vec::new();
         // What a lost one is to be replaced by: as much, of the same codec.
-        let mut before = None;
-        for (id, group) in packets.chunks_exact(2).enumerate() {
-            let id = id as u64;
+        let mut before = CodecId::Lyra6;
+        for (at, group) in sent.iter().enumerate() {
+            let coded = match group {
+                Sent::Coded(coded) => coded,
+                Sent::Native(packets) => {
+                    restored.extend_from_slice(packets);
+                    continue;
+                }
+            };
+            let mut job = Decode {
+                track: self.track,
+                id: at as u64,
+                codec: coded.codec,
+                payload: coded.payload.clone(),
+                gain: coded.gain,
+                unit_ms: coded.unit_ms,
+                count: self.group as u8,
+                lost: false,
+            };
+            if lost[at] {
+                self.lost += 1;
+                let carrier = at + self.loss.copies;
+                if self.loss.copies > 0 && lost.get(carrier) == Some(&false) {
+                    (job.codec, job.payload) = copy(coded);
+                } else {
+                    self.concealed += 1;
+                    (job.codec, job.payload, job.lost) = (before, Vec::new(), true);
+                }
+            }
+            before = job.codec;
+            let outcome = self.done(Job::Decode(job));
+            let Outcome::Decoded(decoded) = outcome else {
+                panic!("group {at} of {rung}: {outcome:?}");
+            };
+            restored.extend(decoded.packets);
+        }
+        restored
+    }
+
+    fn encode(&mut self, rung: Rung, packets: &[Vec<u8>]) -> Vec<Sent> {
+        let mut sent = Vec::new();
+        for (id, group) in packets.chunks_exact(self.group).enumerate() {
             let outcome = self.done(Job::Encode(Encode {
                 track: self.track,
-                id,
+                id: id as u64,
                 rung,
                 packets: group.to_vec(),
                 lost_before: 0,
             }));
             self.groups += 1;
-            let coded = match outcome {
-                Outcome::Encoded(coded) => coded,
-                // Looks encrypted, as one packet in 4,000 does: it goes as it came.
-                Outcome::Refused { .. } => {
-                    restored.extend_from_slice(group);
-                    continue;
+            sent.push(match outcome {
+                Outcome::Encoded(coded) => {
+                    self.used[usize::from(coded.rung.number()) - 1] += 1;
+                    self.bytes += coded.payload.len();
+                    self.gain += i64::from(coded.gain);
+                    Sent::Coded(coded)
                 }
+                Outcome::Refused { .. } => Sent::Native(group.to_vec()),
                 other => panic!("group {id} on {rung}: {other:?}"),
-            };
-            self.used[usize::from(coded.rung.number()) - 1] += 1;
-            self.bytes += coded.payload.len();
-            self.gain += i64::from(coded.gain);
-            let lost = before.is_some() && self.random() < self.loss;
-            self.lost += usize::from(lost);
-            let codec: CodecId = coded.codec;
-            before = Some(codec);
-            let outcome = self.done(Job::Decode(Decode {
-                track: self.track,
-                id,
-                codec,
-                payload: if lost { Vec::new() } else { coded.payload },
-                gain: coded.gain,
-                unit_ms: coded.unit_ms,
-                count: 2,
-                lost,
-            }));
-            let Outcome::Decoded(decoded) = outcome else {
-                panic!("group {id} of {rung}: {outcome:?}");
-            };
-            restored.extend(decoded.packets);
+            });
         }
-        restored
+        sent
+    }
+
+    /// Which of so many packets are lost: two states, of which the bad one loses all (Gilbert). The first is never.
+    fn losses(&mut self, count: usize) -> Vec<bool> {
+        let Loss { share, burst, .. } = self.loss;
+        let mut lost = vec![false];
+        while lost.len() < count {
+            let random = self.random();
+            let chance = match lost.last() {
+                Some(true) if burst > 1.0 => 1.0 - 1.0 / burst,
+                _ if burst > 1.0 => share / (burst * (1.0 - share)),
+                _ => share,
+            };
+            lost.push(random < chance);
+        }
+        lost
     }
 
     fn done(&self, job: Job) -> Outcome {
@@ -215,14 +292,27 @@ impl<'a> Run<'a> {
             .map(|(number, n)| format!("\"L{number}\": {:.3}", n as f64 / groups))
             .collect();
         format!(
-            "{{\"clip\": \"{name}\", \"rung\": \"{rung}\", \"seconds\": {:.2}, \"used\": {{{}}}, \"kbps\": {:.2}, \"gain\": {:.1}, \"lost\": {:.3}}}",
+            "{{\"clip\": \"{name}\", \"rung\": \"{rung}\", \"seconds\": {:.2}, \"used\": {{{}}}, \"kbps\": {:.2}, \"gain\": {:.1}, \"lost\": {:.3}, \"concealed\": {:.3}}}",
             packets as f64 / 50.0,
             used.join(", "),
-            self.bytes as f64 * 8.0 / (groups * 40.0),
+            self.bytes as f64 * 8.0 / (groups * 20.0 * self.group as f64),
             self.gain as f64 / groups,
-            self.lost as f64 / groups
+            self.lost as f64 / groups,
+            self.concealed as f64 / groups
         )
     }
+}
+
+/// What a copy carries: of L2 each frame's first 16 stages, which are L1's frame.
+fn copy(coded: &Encoded) -> (CodecId, Vec<u8>) {
+    const LYRA6: usize = 15;
+    const LYRA3: usize = 8;
+    if coded.codec != CodecId::Lyra6 {
+        return (coded.codec, coded.payload.clone());
+    }
+    let frames = coded.payload.chunks_exact(LYRA6);
+    let prefixes = frames.flat_map(|frame| frame[..LYRA3].to_vec());
+    (CodecId::Lyra3, prefixes.collect())
 }
 
 /// What a stock client sends: Opus, 20 ms.
