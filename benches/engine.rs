@@ -172,7 +172,7 @@ fn lockstep(port: &Port, tracks: usize, packets: &[Vec<u8>]) -> Duration {
         let mut open = 0;
         for outcome in done {
             if let Outcome::Encoded(coded) = outcome {
-                let job = decode(coded, 0);
+                let job = decode(coded, 0, 2);
                 port.try_send(job).expect("the queue is long enough");
                 open += 1;
             }
@@ -194,7 +194,7 @@ fn encode(track: u64, id: u64, group: &[Vec<u8>]) -> Job {
     })
 }
 
-fn decode(coded: Encoded, id: u64) -> Job {
+fn decode(coded: Encoded, id: u64, count: usize) -> Job {
     Job::Decode(Decode {
         track: coded.track,
         id,
@@ -202,7 +202,7 @@ fn decode(coded: Encoded, id: u64) -> Job {
         payload: coded.payload,
         gain: coded.gain,
         unit_ms: coded.unit_ms,
-        count: 2,
+        count: count as u8,
         lost: false,
     })
 }
@@ -217,10 +217,22 @@ struct Found {
     cores: f64,
 }
 
+/// What of a group is coded: packets of a pause (DTX) are a byte or two and go as they are, as in a call.
+fn spoken(group: &[Vec<u8>]) -> &[Vec<u8>] {
+    let pause = |packet: &Vec<u8>| packet.len() <= 2;
+    match group {
+        [first, rest @ ..] if pause(first) => spoken(rest),
+        [rest @ .., last] if pause(last) => spoken(rest),
+        all => all,
+    }
+}
+
 /// `tracks` duplex tracks at the pace of speech. Groups of which nothing was sent (DTX) make no jobs.
 fn duplex(port: &Port, tracks: usize, packets: &[Vec<u8>]) -> Found {
     let groups: Vec<&[Vec<u8>]> = packets.chunks_exact(2).collect();
     let total = tracks * SECONDS * 1000 / GROUP.as_millis() as usize;
+    // Every track says something else.
+    let group = |id: usize| groups[(id / tracks + id % tracks * 37) % groups.len()];
     let mut sent = vec![Instant::now(); total * 2];
     let mut took = Vec::with_capacity(total * 2);
     let mut late = 0;
@@ -239,9 +251,10 @@ fn duplex(port: &Port, tracks: usize, packets: &[Vec<u8>]) -> Found {
             );
             open -= 1;
             if let Outcome::Encoded(coded) = outcome {
+                let count = spoken(group(id as usize)).len();
                 let id = id + total as u64;
                 sent[id as usize] = now;
-                let job = decode(coded, id);
+                let job = decode(coded, id, count);
                 if port.try_send(job).is_ok() {
                     open += 1
                 } else {
@@ -252,16 +265,14 @@ fn duplex(port: &Port, tracks: usize, packets: &[Vec<u8>]) -> Found {
         let due = start + GROUP.mul_f64(next as f64 / tracks as f64);
         let now = Instant::now();
         if next < total && now >= due {
-            let track = next % tracks;
-            // Every track says something else.
-            let group = groups[(next / tracks + track * 37) % groups.len()];
-            if group.iter().all(|packet| packet.len() <= 2) {
+            let group = spoken(group(next));
+            if group.is_empty() {
                 next += 1;
                 continue;
             }
             sent[next] = now;
             jobs += 2;
-            let job = encode(track as u64, next as u64, group);
+            let job = encode((next % tracks) as u64, next as u64, group);
             if port.try_send(job).is_ok() {
                 open += 1
             } else {

@@ -30,7 +30,6 @@ SECONDS = 8
 LANGUAGES = {"en": 5, "es": 5, "fr": 5, "it": 4, "ru": 4}
 RUNGS = ["native", "L1", "L2", "L3", "L4", "L5", "L6"]
 QUIET = -20
-# codec-ladder.md, "after Opus 32k tandem": ViSQOL, PESQ-wb; the last leg there is Opus 32k.
 # codec-ladder.md, "Loss": the same with copies of the packet before the last two, 20 ms packets, no second codec in the way: nothing lost, evenly 10 and 20 %, in bursts.
 LOSSY = {
     "L2": [(3.58, 2.95), (3.45, 2.66), (3.34, 2.19), (3.16, 2.28), (2.98, 1.94)],
@@ -39,6 +38,7 @@ LOSSY = {
 LOSSES = ["none", "10 %", "20 %", "10 % in bursts", "20 % in bursts"]
 # What a hop packet holds in ms, and how many packets behind its copy comes: AuraLink's, and codec-ladder.md's.
 PACKETS = {40: 2, 20: 3}
+# codec-ladder.md, "after Opus 32k tandem": ViSQOL, PESQ-wb; the last leg there is Opus 32k.
 TANDEM = {"L1": (2.84, 2.40), "L2": (3.36, 2.93), "L3": (3.63, 3.29), "L4": (3.93, 3.76), "L5": (4.08, 3.99)}
 
 

@@ -9,11 +9,17 @@ use crate::codec::CodecError;
 pub struct Quantizer {
     /// `[stages][entries][dimension]`.
     books: Vec<f32>,
+    /// The same for the search, `[stages][entries / LANES][dimension][LANES]`: the distances of so many entries are summed side by side,
+    /// each in the order of its dimensions. Entries that aren't there are infinitely far.
+    lanes: Vec<[f32; LANES]>,
     stages: usize,
     entries: usize,
     dimension: usize,
     bits: u32,
 }
+
+/// Entries that are compared at once: four registers of SSE, one of AVX-512.
+const LANES: usize = 16;
 
 impl Quantizer {
     /// From little-endian `f32` in the order `[stages][entries][dimension]`, with 2 to 65,536 entries.
@@ -45,8 +51,19 @@ impl Quantizer {
         if books.iter().any(|x| !x.is_finite()) {
             return Err("the codebooks hold numbers that are none".to_owned());
         }
+        let blocks = entries.div_ceil(LANES);
+        let mut lanes = vec![[f32::INFINITY; LANES]; stages * blocks * dimension];
+        for (stage, book) in books.chunks_exact(entries * dimension).enumerate() {
+            for (entry, numbers) in book.chunks_exact(dimension).enumerate() {
+                let first = (stage * blocks + entry / LANES) * dimension;
+                for (number, lane) in numbers.iter().zip(lanes.iter_mut().skip(first)) {
+                    lane[entry % LANES] = *number;
+                }
+            }
+        }
         Ok(Self {
             books,
+            lanes,
             stages,
             entries,
             dimension,
@@ -68,20 +85,19 @@ impl Quantizer {
     pub fn encode(&self, features: &[f32], stages: usize, out: &mut Vec<u8>) {
         let mut rest = features.to_vec();
         let mut writer = Writer::new(out, self.bits);
-        for book in self.stage_books().take(stages) {
-            let mut best = (f32::INFINITY, 0u16, None);
-            for (index, entry) in (0..=u16::MAX).zip(book.chunks_exact(self.dimension)) {
-                let distance: f32 = rest.iter().zip(entry).map(|(r, c)| (r - c) * (r - c)).sum();
-                if distance < best.0 {
-                    best = (distance, index, Some(entry));
-                }
-            }
-            if let (_, _, Some(entry)) = best {
+        let blocks = self.entries.div_ceil(LANES) * self.dimension;
+        for (book, lanes) in self
+            .stage_books()
+            .zip(self.lanes.chunks_exact(blocks))
+            .take(stages)
+        {
+            let index = nearest(&rest, lanes, self.dimension);
+            if let Some(entry) = book.chunks_exact(self.dimension).nth(index) {
                 for (r, c) in rest.iter_mut().zip(entry) {
                     *r -= c;
                 }
             }
-            writer.put(best.1);
+            writer.put(index as u16);
         }
         writer.end();
     }
@@ -114,6 +130,25 @@ impl Quantizer {
         }
         Ok(())
     }
+}
+
+/// The first of the entries that are nearest to `rest`. `lanes`: a stage's.
+fn nearest(rest: &[f32], lanes: &[[f32; LANES]], dimension: usize) -> usize {
+    let mut best = (f32::INFINITY, 0);
+    for (block, entries) in lanes.chunks_exact(dimension).enumerate() {
+        let mut distances = [0.0f32; LANES];
+        for (r, entry) in rest.iter().zip(entries) {
+            for (distance, c) in distances.iter_mut().zip(entry) {
+                *distance += (r - c) * (r - c);
+            }
+        }
+        for (lane, distance) in distances.into_iter().enumerate() {
+            if distance < best.0 {
+                best = (distance, block * LANES + lane);
+            }
+        }
+    }
+    best.1
 }
 
 #[cfg(test)]

@@ -21,3 +21,4 @@ pub mod srtp;
 mod steering;
 pub mod stun;
 pub mod token;
+mod tracks;

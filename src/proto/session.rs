@@ -20,7 +20,8 @@ use crate::signal::{
     Frame, JoinRequestInfo, RequestVisitor, SdpSlot, SignalError, Verdict, edit_join_request,
     edit_request, edit_response,
 };
-use crate::steering::{Hop, MID_URI, Tracks, down_rules, steer, up_rules};
+use crate::steering::{Hop, MID_URI, down_rules, steer, up_rules};
+use crate::tracks::Tracks;
 use hop::{aic_extmaps, aic_pts, answered_aic, answered_extmaps, offered_aic, unanswered_id};
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -328,6 +329,9 @@ impl Session {
         let taken = (is_offer && self.config.policy.mode == Mode::Neural)
             .then(|| unanswered_id(&sdp))
             .flatten();
+        if on && is_offer {
+            self.tracks.bind(sdp.media());
+        }
         let pc = self.pc(env, target)?;
         if let Some(creds) = sdp.creds() {
             if pc.client.remote.as_ref().is_some_and(|old| *old != creds) {
@@ -428,7 +432,10 @@ impl Session {
         pc.client.aic_pts = aic_pts(&pc.client_told, &pc.from_client);
         pc.server.aic_pts = aic_pts(&pc.server_told, &pc.from_server);
         if !is_offer {
-            tracks.bind(&pc.from_client);
+            // AddTrack may have come after the offer, both in one `join_request`.
+            if on {
+                tracks.bind(&pc.from_client);
+            }
             pc.steered = steer(&config.policy, tracks, &pc.from_client, &pc.from_server);
         }
         Ok(rewrite(

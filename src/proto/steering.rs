@@ -6,7 +6,8 @@ use crate::description::{MediaKind, PackRule, RecodeRule, RestoreRule, TrackRule
 use crate::ladder::Rung;
 use crate::policy::{Mode, Policy, RecodeFor, RedPolicy};
 use crate::sdp::{AicLine, Media, MediaSteer};
-use crate::signal::{AddTrack, SOURCE_SCREEN_SHARE, SOURCE_SCREEN_SHARE_AUDIO, Track};
+use crate::signal::{AddTrack, SOURCE_SCREEN_SHARE, SOURCE_SCREEN_SHARE_AUDIO};
+use crate::tracks::Tracks;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 
@@ -23,84 +24,23 @@ pub(crate) const MID_URI: &str = "urn:ietf:params:rtp-hdrext:sdes:mid";
 /// Client-to-mixer audio level (RFC 6464).
 const LEVEL_URI: &str = "urn:ietf:params:rtp-hdrext:ssrc-audio-level";
 
-/// What is known of the tracks of a session.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Tracks {
-    /// What the client publishes, by the client's own id.
-    pub(crate) own: HashMap<String, AddTrack>,
-    /// Ids of `own` by what the SDP calls them, where that is something else.
-    renamed: HashMap<String, String>,
-    /// What others publish, by sid.
-    pub(crate) others: HashMap<String, Track>,
-}
-
-/// Entries beyond so many are not remembered; what isn't remembered is not steered.
-const MAX_TRACKS: usize = 4096;
-
-impl Tracks {
-    pub(crate) fn add_own(&mut self, track: AddTrack) {
-        if self.own.len() < MAX_TRACKS || self.own.contains_key(&track.cid) {
-            self.own.insert(track.cid.clone(), track);
-        }
-    }
-
-    pub(crate) fn add_other(&mut self, track: Track) {
-        if self.others.len() < MAX_TRACKS || self.others.contains_key(&track.sid) {
-            self.others.insert(track.sid.clone(), track);
-        }
-    }
-
-    /// What the client said of the track in an m-section of its offer.
-    fn own_of(&self, offered: &Media) -> Option<&AddTrack> {
-        let (_, track) = offered.msid.as_ref()?;
-        self.named(track)
-            .or_else(|| self.own.get(self.renamed.get(track)?))
-    }
-
-    fn named(&self, id: &str) -> Option<&AddTrack> {
-        self.own
-            .get(id)
-            .or_else(|| self.own.values().find(|own| has_cid(own, id)))
-    }
-
-    /// Finds what an offer's sections mean whose tracks were announced by another id: in Firefox a track gets a new one when it is
-    /// given to a transceiver. LiveKit takes such a section for any announced track of its kind that isn't published yet
-    /// (`getPendingTrack`). So do we, where all that it may be are alike.
-    pub(crate) fn bind(&mut self, offer: &[Media]) {
-        let ids = |media: &Media| media.msid.as_ref().map(|(_, track)| track.clone());
-        let offered: Vec<String> = offer.iter().filter_map(ids).collect();
-        for media in offer.iter().filter(|media| media.direction.sends()) {
-            let Some(id) = ids(media) else { continue };
-            if self.named(&id).is_some() || self.renamed.contains_key(&id) {
-                continue;
-            }
-            let mut unmet = self.own.iter().filter(|(cid, own)| {
-                own.kind == media.kind
-                    && !offered.iter().any(|id| id == *cid || has_cid(own, id))
-                    && !self.renamed.values().any(|bound| bound == *cid)
-            });
-            let facts = |own: &AddTrack| (own.stereo, own.encrypted, own.source);
-            let Some((cid, first)) = unmet.next() else {
-                continue;
-            };
-            if unmet.all(|(_, own)| facts(own) == facts(first)) && self.renamed.len() < MAX_TRACKS {
-                let cid = cid.clone();
-                self.renamed.insert(id, cid);
-            }
-        }
-    }
-}
-
-fn has_cid(own: &AddTrack, id: &str) -> bool {
-    own.simulcast_cids.iter().any(|cid| cid == id)
-}
-
 /// Whether Opus `key` is 1: `stereo` says what its writer wants to receive, `sprop-stereo` what it
 /// will send (RFC 7587 section 6.1). libwebrtc writes `stereo=1` whatever it sends.
 fn opus_says(media: &Media, key: &str) -> bool {
     media
         .codec("opus")
         .is_some_and(|opus| opus.fmtp_value(key) == Some("1"))
+}
+
+/// What LiveKit's answer has of a track that it knows to be stereo, and only of such (`configurePublisherAnswer`). It may know better than
+/// AddTrack: `UpdateLocalAudioTrack` changes it.
+fn meant_as_stereo(answered: &Media) -> bool {
+    let is = |key, value| {
+        answered
+            .codec("opus")
+            .is_some_and(|opus| opus.fmtp_value(key) == Some(value))
+    };
+    is("stereo", "1") && is("maxaveragebitrate", "510000")
 }
 
 /// How the answer to a client's offer is changed on its way, per m-section.
@@ -138,6 +78,7 @@ fn steer_audio(
     if track.stereo
         || track.source == SOURCE_SCREEN_SHARE_AUDIO
         || opus_says(offered, "sprop-stereo")
+        || meant_as_stereo(answered)
     {
         return None;
     }
@@ -225,8 +166,9 @@ impl Hop<'_> {
 }
 
 /// Bytes a second that a stock publisher would send of an audio track.
-fn default_rate(track: &AddTrack, offered: &Media) -> u32 {
-    if track.disable_red || offered.codec("red").is_none() {
+fn default_rate(track: &AddTrack, offered: &Media, answered: &Media) -> u32 {
+    let red = |media: &Media| media.codec("red").is_some();
+    if track.disable_red || !red(offered) || !red(answered) {
         PLAIN_SPEECH_BYTES_PER_SECOND
     } else {
         DEFAULT_SPEECH_BYTES_PER_SECOND
@@ -261,6 +203,7 @@ pub(crate) fn up_rules(
             let audio = offered.kind == MediaKind::Audio;
             let speech = audio
                 && !opus_says(offered, "sprop-stereo")
+                && !meant_as_stereo(answered)
                 && tracks.own_of(offered).is_some_and(|track| {
                     !track.stereo && !track.encrypted && track.source != SOURCE_SCREEN_SHARE_AUDIO
                 });
@@ -273,7 +216,7 @@ pub(crate) fn up_rules(
                 wrap_red,
                 aic_id: answerer_takes_aic.then(|| aic_id(answered)).flatten(),
                 default_bytes_per_second: match tracks.own_of(offered) {
-                    Some(track) if audio && lowered => default_rate(track, offered),
+                    Some(track) if audio && lowered => default_rate(track, offered, answered),
                     _ => 0,
                 },
                 opus_pts: opus_pts(offered),

@@ -160,12 +160,7 @@ impl ResponseVisitor for Visit<'_> {
     }
 
     fn track_published(&mut self, cid: &str, _track: Track) {
-        // An SDP whose msid uses the sid in place of the cid is found by it as well.
-        if let Some(own) = self.session.tracks.own.get(cid).cloned()
-            && !own.sid.is_empty()
-        {
-            self.session.tracks.own.insert(own.sid.clone(), own);
-        }
+        self.session.tracks.published(cid);
     }
 
     fn leave(&mut self, action: i32, _reason: i32) {

@@ -120,6 +120,7 @@ fn speech_is_packed_at_one_side_and_restored_at_the_other() {
         ("node-single", true),
         ("node-single", false),
         ("python-dual", true),
+        ("firefox-single", true),
     ] {
         let (edge, origin, _) = call(name, neural(), neural());
         let (sender, receiver) = if up {

@@ -66,7 +66,8 @@ pub(crate) struct Content {
     pub(crate) video_ssrc: u32,
     /// Track id in the audio's `a=msid`.
     pub(crate) audio_track: &'static str,
-    pub(crate) stereo: bool,
+    /// What the `a=fmtp` of Opus ends with.
+    pub(crate) fmtp: &'static str,
     /// Further lines of the audio and video sections (extensions).
     pub(crate) media_lines: Vec<String>,
 }
@@ -74,7 +75,7 @@ pub(crate) struct Content {
 /// An SDP of `peer` with audio (RED and Opus), video and a data channel.
 pub(crate) fn write(peer: &Peer, setup: &str, content: &Content) -> String {
     let addr = peer.locals[0];
-    let stereo = if content.stereo { ";stereo=1" } else { "" };
+    let fmtp = content.fmtp;
     let mut transport = String::new();
     for (n, addr) in peer.locals.iter().enumerate() {
         let _ = write!(
@@ -102,7 +103,7 @@ pub(crate) fn write(peer: &Peer, setup: &str, content: &Content) -> String {
          a=extmap-allow-mixed\r\na=msid-semantic: WMS *\r\n\
          m=audio {port} UDP/TLS/RTP/SAVPF 63 111\r\nc=IN IP4 {ip}\r\na=rtcp:9 IN IP4 0.0.0.0\r\n{transport}\
          a=mid:0\r\na=extmap:1 urn:ietf:params:rtp-hdrext:ssrc-audio-level\r\n{extra}a=sendrecv\r\n\
-         a=msid:{name}-stream {}\r\na=rtcp-mux\r\na=rtpmap:111 opus/48000/2\r\na=fmtp:111 minptime=10;useinbandfec=1{stereo}\r\n\
+         a=msid:{name}-stream {}\r\na=rtcp-mux\r\na=rtpmap:111 opus/48000/2\r\na=fmtp:111 minptime=10;useinbandfec=1{fmtp}\r\n\
          a=rtpmap:63 red/48000/2\r\na=fmtp:63 111/111\r\na=ssrc:{audio} cname:{name}\r\n\
          m=video 9 UDP/TLS/RTP/SAVPF 96\r\nc=IN IP4 0.0.0.0\r\na=rtcp:9 IN IP4 0.0.0.0\r\n{transport}\
          a=mid:1\r\na=extmap:2 http://www.webrtc.org/experiments/rtp-hdrext/abs-send-time\r\n{extra}a=sendrecv\r\n\

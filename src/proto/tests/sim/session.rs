@@ -146,8 +146,7 @@ fn an_answer_that_leaves_a_microphone_stereo_is_mended() {
                 mode,
                 ..lean(RedPolicy::Auto)
             },
-            client_stereo: true,
-            server_stereo: true,
+            fmtp: [";stereo=1"; 2],
             ..Options::default()
         });
         let voice = section(&answer, "0");
@@ -169,11 +168,26 @@ fn an_answer_that_leaves_a_microphone_stereo_is_mended() {
         );
     }
     let (_, answer) = answer_of(Options {
-        client_stereo: true,
-        server_stereo: true,
+        fmtp: [";stereo=1"; 2],
         ..Options::default()
     });
     assert!(answer.contains("stereo=1"), "off changes nothing: {answer}");
+    // What it says only of tracks that it knows to be stereo.
+    for mode in [Mode::Lean, Mode::Neural] {
+        let (_, answer) = answer_of(Options {
+            policy: Policy {
+                mode,
+                ..lean(RedPolicy::Auto)
+            },
+            fmtp: [";stereo=1", ";stereo=1;maxaveragebitrate=510000"],
+            ..Options::default()
+        });
+        let voice = section(&answer, "0");
+        assert!(
+            voice.contains(";stereo=1;maxaveragebitrate=510000") && !voice.contains("b=TIAS"),
+            "{mode:?}: {voice}"
+        );
+    }
 }
 
 #[test]
@@ -221,7 +235,7 @@ fn the_hint_gets_an_id_that_is_free_in_every_section() {
             audio_ssrc: 1,
             video_ssrc: 2,
             audio_track: CLIENT_CID,
-            stereo: false,
+            fmtp: "",
             media_lines,
         };
         crate::sdp::write(&world.client, "actpass", &content)

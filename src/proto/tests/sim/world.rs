@@ -88,9 +88,8 @@ pub(crate) struct Options {
     /// The server end answers with the AIC extension where it was offered.
     pub(crate) server_takes_aic: bool,
     pub(crate) client_locals: Vec<SocketAddr>,
-    pub(crate) client_stereo: bool,
-    /// Its Opus has `stereo=1`.
-    pub(crate) server_stereo: bool,
+    /// What the client's and the server's `a=fmtp` of Opus end with.
+    pub(crate) fmtp: [&'static str; 2],
     /// AddTrack says that the client encrypts its media end to end.
     pub(crate) client_encrypts: bool,
     /// Each end writes this instead of its certificate's fingerprint.
@@ -113,8 +112,7 @@ impl Default for Options {
             consent_timeout: Duration::from_secs(30),
             server_takes_aic: false,
             client_locals: vec![client_addr()],
-            client_stereo: false,
-            server_stereo: false,
+            fmtp: [""; 2],
             client_encrypts: false,
             false_fingerprint: None,
         }

@@ -30,11 +30,7 @@ impl World {
                 SERVER_VIDEO_SSRC
             },
             audio_track: if client { CLIENT_CID } else { OTHER_SID },
-            stereo: if client {
-                self.options.client_stereo
-            } else {
-                self.options.server_stereo
-            },
+            fmtp: self.options.fmtp[usize::from(!client)],
             media_lines: aic.map(str::to_owned).into_iter().collect(),
         }
     }
