@@ -1,8 +1,8 @@
 //! The AIC hop and its codecs, for `/status.json`, `/readyz` and the metrics.
 
 use super::metrics::{
-    ENGINE_COMPLETE, ENGINE_JOBS, ENGINE_OPENED, ENGINE_RESTARTS, ENGINE_RUNG, HOP_NATIVE,
-    HOP_ORIGINALS, HOP_PACKETS, RECODE_PACKETS, RECODE_SAVED,
+    ENGINE_COMPLETE, ENGINE_JOBS, ENGINE_OPENED, ENGINE_RESTARTS, ENGINE_RUNG, HOP_BYTES,
+    HOP_JITTER, HOP_NATIVE, HOP_ORIGINALS, HOP_PACKETS, RECODE_PACKETS, RECODE_SAVED,
 };
 use super::status::{Check, CheckState};
 use auralink_engine::Engine;
@@ -24,6 +24,10 @@ pub struct HopStatus {
     pub streams: usize,
     /// Framed packets by what became of them.
     pub packets: BTreeMap<&'static str, u64>,
+    /// Bytes on the wire, of framed packets that came and of what was made of them.
+    pub bytes: BTreeMap<&'static str, u64>,
+    /// Interarrival jitter of framed packets, of several streams the largest.
+    pub jitter_ms: f64,
     /// Original packets by what became of them.
     pub originals: BTreeMap<&'static str, u64>,
     /// Original packets that were not coded, by reason.
@@ -70,6 +74,11 @@ impl HopStatus {
                 ("lost_but_copied", stats.copied),
                 ("unreadable", stats.unreadable),
             ]),
+            bytes: BTreeMap::from([
+                ("received", stats.received_bytes),
+                ("restored", stats.restored_bytes),
+            ]),
+            jitter_ms: f64::from(stats.jitter) / 65.536,
             originals: BTreeMap::from([
                 ("coded", stats.coded),
                 ("sent_again", stats.resent),
@@ -170,6 +179,10 @@ pub(super) fn publish(hop: &HopStatus, recode: &RecodeStatus, engine: &EngineSta
     for (what, n) in &hop.packets {
         counter!(HOP_PACKETS.name, "what" => *what).absolute(*n);
     }
+    for (what, n) in &hop.bytes {
+        counter!(HOP_BYTES.name, "what" => *what).absolute(*n);
+    }
+    gauge!(HOP_JITTER.name).set(hop.jitter_ms / 1000.0);
     for (what, n) in &hop.originals {
         counter!(HOP_ORIGINALS.name, "what" => *what).absolute(*n);
     }

@@ -136,6 +136,10 @@ table! {
     HOP_PACKETS = Kind::Counter, "auralink_hop_packets_total",
         [("what", "sent, sent_with_copy, received, lost, lost_but_copied, unreadable")],
         "Framed packets between two AuraLinks.";
+    HOP_BYTES = Kind::Counter, "auralink_hop_bytes_total", [("what", "received, restored")],
+        "Bytes of framed packets that came over the hop, IP and UDP headers included, and of the packets that were made of them.";
+    HOP_JITTER = Kind::Gauge, "auralink_hop_jitter_seconds", [],
+        "Interarrival jitter of framed packets by the send times in their hints, of all present streams the largest.";
     HOP_ORIGINALS = Kind::Counter, "auralink_hop_originals_total",
         [("what", "coded, sent_again, restored, concealed, lost, undecoded")],
         "Audio packets that went over the hop coded; `sent_again`: those that followed as they came, because the other end could not restore them.";
@@ -333,7 +337,7 @@ pub(super) mod tests {
             );
             assert_eq!(
                 matches!(m.kind, Kind::Histogram(_)),
-                m.name.ends_with("_seconds") && m.name != UPTIME.name,
+                m.name.ends_with("_seconds") && m.kind != Kind::Gauge,
                 "{}",
                 m.name
             );

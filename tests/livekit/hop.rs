@@ -135,6 +135,17 @@ fn neural_speech_between_python_clients() {
         ear.met_only(&chain.edge);
     }
     assert!(visqol >= 3.0, "ViSQOL {visqol:.2} over both talkers");
+    for (side, sidecar) in [("edge", &chain.edge), ("origin", &chain.origin)] {
+        // The wire's figures above, by the sidecar's own count: what came over the hop, and what was made of it.
+        let status = sidecar.status();
+        let received = hop(&status, "/bytes/received");
+        let restored = hop(&status, "/bytes/restored");
+        assert!(
+            received > 5000.0 && received < 0.4 * restored,
+            "{side}: {:#}",
+            status["totals"]["hop"]
+        );
+    }
     for sidecar in [&chain.edge, &chain.origin] {
         mostly_coded(sidecar);
     }

@@ -2,6 +2,7 @@
 
 use super::super::{HopSnapshot, LegSnapshot, PcSnapshot, SessionId, Snapshot};
 use super::{Owner, Pc, SNAPSHOT_EVERY, State, codecs, now};
+use auralink_proto::coding::HopStats;
 use auralink_proto::description::{PcDescription, Target};
 use auralink_proto::relay::{Now, Relay, Side};
 use std::io;
@@ -115,7 +116,11 @@ impl State {
         };
         self.by_id.remove(&pc.id);
         for side in [Side::Client, Side::Server] {
-            self.ended_hop += pc.relay.coding_from(side).stats();
+            self.ended_hop += HopStats {
+                // Of present streams only.
+                jitter: 0,
+                ..pc.relay.coding_from(side).stats()
+            };
         }
         pc.relay.end_coding();
         codecs::jobs(&mut pc, &self.codecs, &mut self.scratch, &mut self.out);

@@ -2,7 +2,7 @@
 
 use super::Stream;
 use crate::hop::recode::RecodeStats;
-use crate::hop::{NativeReason, Packer, Restorer};
+use crate::hop::{NativeReason, Packer};
 
 /// Counters of the hop, over streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -21,6 +21,12 @@ pub struct HopStats {
     pub missed: u64,
     /// Framed packets that came.
     pub framed_received: u64,
+    /// What those took on the wire, IP and UDP headers included.
+    pub received_bytes: u64,
+    /// What was made of them takes there: their ratio is what the hop really saves.
+    pub restored_bytes: u64,
+    /// Interarrival jitter (RFC 3550 section 6.4.1) in 1/65,536 s; of several streams the largest.
+    pub jitter: u32,
     /// Framed packets that were lost, and of which no copy came either.
     pub lost: u64,
     /// Framed packets that were lost and made good by a copy.
@@ -50,6 +56,9 @@ impl std::ops::AddAssign for HopStats {
         self.resent += other.resent;
         self.missed += other.missed;
         self.framed_received += other.framed_received;
+        self.received_bytes += other.received_bytes;
+        self.restored_bytes += other.restored_bytes;
+        self.jitter = self.jitter.max(other.jitter);
         self.lost += other.lost;
         self.copied += other.copied;
         self.restored += other.restored;
@@ -75,9 +84,13 @@ impl Stream {
                 ..HopStats::default()
             };
         }
-        if let Some(Restorer { stats, .. }) = &self.restorer {
+        if let Some(restorer) = &self.restorer {
+            let stats = &restorer.stats;
             sum += HopStats {
                 framed_received: stats.framed,
+                received_bytes: stats.bytes,
+                restored_bytes: stats.restored_bytes,
+                jitter: restorer.jitter(),
                 lost: stats.lost,
                 copied: stats.copied,
                 restored: stats.restored,

@@ -90,6 +90,12 @@ impl Restorer {
         }
     }
 
+    /// Interarrival jitter of the framed packets by their send times (RFC 3550 section 6.4.1), in 1/65,536 s.
+    #[must_use]
+    pub fn jitter(&self) -> u32 {
+        self.interval.jitter >> 4
+    }
+
     /// Rungs that the engine can decode from now on; the sender is told at once. What waits for others is given up:
     /// the sender has it still.
     pub fn set_rungs(&mut self, now: Instant, rungs: Rungs) {
@@ -125,6 +131,7 @@ impl Restorer {
     /// middle of the NTP time now.
     pub fn take(&mut self, now: Instant, ntp: u32, packet: &[u8], wire_len: usize) {
         self.stats.framed += 1;
+        self.stats.bytes += wire_len as u64;
         let Some(header) = RtpHeader::parse(packet) else {
             self.stats.unreadable += 1;
             return;

@@ -251,7 +251,9 @@ impl Restorer {
                             self.stats.duplicates += 1;
                             continue;
                         }
-                        self.interval.restored_bytes += (packet.0.len() + IP_UDP + TAG) as u64;
+                        let bytes = (packet.0.len() + IP_UDP + TAG) as u64;
+                        self.interval.restored_bytes += bytes;
+                        self.stats.restored_bytes += bytes;
                         if self.out.len() >= MAX_LINE {
                             self.out.pop_front();
                             self.stats.dropped += 1;

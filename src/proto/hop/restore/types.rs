@@ -105,6 +105,10 @@ pub struct Restored {
 pub struct RestorerStats {
     /// Framed packets taken.
     pub framed: u64,
+    /// What they took on the wire, IP and UDP headers included.
+    pub bytes: u64,
+    /// What the originals that went on take there.
+    pub restored_bytes: u64,
     /// Not RTP, or a payload that can't be read: dropped.
     pub unreadable: u64,
     /// Of those, with a codec of another version.

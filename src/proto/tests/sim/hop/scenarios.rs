@@ -11,6 +11,11 @@ fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
+/// What the restorer measured.
+fn jitter_ms(link: &Link) -> f64 {
+    f64::from(link.restorer.jitter()) / 65.536
+}
+
 #[test]
 fn a_clean_hop_restores_everything_within_a_group_and_the_engines_time() {
     for_seeds(8, |seed| {
@@ -36,6 +41,12 @@ fn a_clean_hop_restores_everything_within_a_group_and_the_engines_time() {
             assert!(link.packer.stats.coded > 1000);
             assert_eq!(link.packer.stats.missed + link.restorer.stats.missed, 0);
             assert!(link.hop_bytes * 2 < link.native_bytes());
+            let stats = &link.restorer.stats;
+            assert!(
+                stats.bytes > 0 && stats.bytes * 2 < stats.restored_bytes,
+                "{stats:?}"
+            );
+            assert!(jitter_ms(&link) < 1.0, "{}", jitter_ms(&link));
         }
     });
 }
@@ -141,6 +152,12 @@ fn reordering_duplicates_and_jitter_cost_nothing_but_time() {
         let books = link.account();
         assert_eq!(books.missing + books.concealed, 0, "{books:?}");
         assert_eq!(books.sent, books.whole);
+        // Evenly between 0 and 25 ms: a third of that from one packet to the next.
+        assert!(
+            (4.0..14.0).contains(&jitter_ms(&link)),
+            "{}",
+            jitter_ms(&link)
+        );
         let lossy = |report: &auralink_proto::hop::Report| report.fraction_lost > 0;
         assert!(!link.seen_reports.iter().any(|(_, report)| lossy(report)));
         // The speaker's own duplicates go native, as they came; the hop's are dropped.
