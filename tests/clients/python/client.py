@@ -335,6 +335,7 @@ class Client:
     async def run(self) -> None:
         a = self.args
         options = rtc.RoomOptions(auto_subscribe=True, dynacast=True, single_peer_connection=a.pc == "single")
+        options.connect_timeout = a.connect_timeout
         if a.e2ee:
             options.encryption = rtc.E2EEOptions(
                 key_provider_options=rtc.KeyProviderOptions(shared_key=a.e2ee.encode())

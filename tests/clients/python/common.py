@@ -65,6 +65,7 @@ def parser(client: str) -> argparse.ArgumentParser:
     p.add_argument("--scenario-at", type=float, default=3, help="seconds into the call")
     p.add_argument("--wait-peers", type=int, default=1, help="participants to wait for before the call starts")
     p.add_argument("--wait-timeout", type=float, default=60, help="seconds to wait for them")
+    p.add_argument("--connect-timeout", type=float, help="seconds for each try to join; the SDK's own default (5) is short for a bad link")
     return p
 
 
