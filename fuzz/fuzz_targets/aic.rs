@@ -1,6 +1,6 @@
 //! The hop of AIC: framed payloads, a packer and a restorer fed with any packets at any time, engine
 //! answers of any kind, and reports. The bytes are a script: a command, then what it needs.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use auralink_proto::aic::payload::Payload;
 use auralink_proto::hop::{
@@ -9,7 +9,7 @@ use auralink_proto::hop::{
 };
 use auralink_proto::ladder::{CodecId, Frames, Rung, Rungs};
 use auralink_proto::packet::RtpHeader;
-use libfuzzer_sys::fuzz_target;
+use auralink_fuzz::fuzz_target;
 use std::time::{Duration, Instant};
 
 struct Script<'a>(&'a [u8]);

@@ -1,8 +1,8 @@
 //! The configuration file: any text is taken or refused in words.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use auralink::config::Settings;
-use libfuzzer_sys::fuzz_target;
+use auralink_fuzz::fuzz_target;
 
 fuzz_target!(|text: &str| {
     match Settings::parse(text) {

@@ -1,10 +1,10 @@
 //! The query of a signalling request: base64, gzip and protobuf from strangers.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use auralink_proto::description::Target;
 use auralink_proto::session::resumed_sid;
 use auralink_proto::signal::{RequestVisitor, SdpSlot, edit_join_request};
-use libfuzzer_sys::fuzz_target;
+use auralink_fuzz::fuzz_target;
 
 struct Visitor(Option<&'static str>);
 

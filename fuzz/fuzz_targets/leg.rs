@@ -3,7 +3,7 @@
 //!
 //! Input: a byte that says how far the call is, then for each datagram two bytes of flags and
 //! length, and its contents.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 #![allow(dead_code)]
 
 #[path = "../../src/proto/tests/sim/net.rs"]
@@ -17,7 +17,7 @@ mod world;
 
 use auralink_proto::relay::Side;
 use auralink_proto::stun::Path;
-use libfuzzer_sys::fuzz_target;
+use auralink_fuzz::fuzz_target;
 use world::{Options, World, addr, back, client_addr, front, server_addr};
 
 fuzz_target!(|data: &[u8]| {

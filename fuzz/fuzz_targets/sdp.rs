@@ -1,5 +1,5 @@
 //! SDP and its fragments: reading never fails badly, rewriting gives SDP again, and rewriting that changes nothing.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use auralink_proto::description::{Creds, HostCandidate};
 use auralink_proto::ladder::Rungs;
@@ -7,7 +7,7 @@ use auralink_proto::sdp::{
     AicLine, Edit, FragmentEdit, MediaSteer, Sdp, fragment_creds, free_extmap_ids,
     free_payload_type, rewrite, rewrite_fragment,
 };
-use libfuzzer_sys::fuzz_target;
+use auralink_fuzz::fuzz_target;
 
 fuzz_target!(|text: &str| {
     let candidates = vec![

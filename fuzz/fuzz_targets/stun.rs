@@ -1,12 +1,12 @@
 //! STUN on both legs: whatever comes, and the same attributes with a valid MESSAGE-INTEGRITY, as a
 //! hostile but authentic peer would send them.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use auralink_proto::description::{Creds, LegDescription};
 use auralink_proto::ice::FullAgent;
 use auralink_proto::stun::{Checked, LiteAgent, Path, addressed_ufrag};
 use is::Sha1HmacProvider;
-use libfuzzer_sys::fuzz_target;
+use auralink_fuzz::fuzz_target;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 

@@ -1,8 +1,8 @@
 //! Tokens of strangers: where they stand in a request, and what they claim.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use auralink_proto::token::{claims, find};
-use libfuzzer_sys::fuzz_target;
+use auralink_fuzz::fuzz_target;
 
 fuzz_target!(|text: &str| {
     let _ = claims(text);
