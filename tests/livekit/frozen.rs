@@ -2,14 +2,14 @@
 
 use crate::chain::{Chain, hop, speech, undisturbed};
 use crate::client::{Client, Kind};
-use crate::harness::{Load, Process, Trial, root, setting, wait_for};
+use crate::harness::{Load, Trial, wait_for};
+use crate::wire::{capture, now};
 use nix::sys::ptrace;
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::path::Path;
+use std::time::Duration;
 
 /// Longest time without a packet while the engine stops: 100 ms, and what lies between two that are heard anyway, which is 20 ms where packets
 /// come one by one ...
@@ -41,14 +41,6 @@ impl Frozen {
     fn let_go(self) {
         ptrace::detach(self.0, None).unwrap();
     }
-}
-
-/// Nanoseconds since 1970, as rtp.py has them.
-fn now() -> u128 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap()
-        .as_nanos()
 }
 
 /// What was heard of the streams to or from some ports, in a span of time.
@@ -118,7 +110,7 @@ fn an_engine_that_stops_is_not_heard_of() {
 
         let packets = trial.dir.join("packets.txt");
         let ports = [vec![chain.livekit.udp_port], chain.edge.udp_ports()].concat();
-        let mut capture = capture(&trial, &ports, &packets);
+        let mut capture = capture(&trial, &ports, &packets, 60);
         let count = |what: &str| hop(&chain.edge.status(), what);
         let soon = Duration::from_secs(12);
         let grows = |what: &'static str| {
@@ -163,23 +155,4 @@ fn an_engine_that_stops_is_not_heard_of() {
         assert_eq!(heard.missing, 0, "{what}: packets that never came");
     }
     chain.wait_over(&room);
-}
-
-/// rtp.py on these ports until it is told to end.
-fn capture(trial: &Trial, ports: &[u16], packets: &PathBuf) -> Process {
-    let mut command = Command::new(setting("AURALINK_PYTHON"));
-    command
-        .arg(root().join("tests/clients/python/rtp.py"))
-        .args(["--seconds", "60"]);
-    for port in ports {
-        command.args(["--port", &port.to_string()]);
-    }
-    command.arg(packets);
-    let process = Process::spawn(&trial.dir, "rtp", &mut command, true);
-    trial.watch(&process.log);
-    wait_for("rtp.py to listen", Duration::from_secs(20), || {
-        let log = fs::read_to_string(&process.log).unwrap_or_default();
-        log.contains("ready").then_some(())
-    });
-    process
 }

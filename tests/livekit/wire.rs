@@ -3,8 +3,9 @@
 use crate::harness::{Process, Trial, array, number, root, setting, string, wait_for};
 use serde_json::Value;
 use std::fs;
+use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// A count under way.
 pub(crate) struct Wire {
@@ -94,4 +95,31 @@ pub(crate) fn kbps(flows: &[Flow], which: impl Fn(&Flow) -> bool) -> f64 {
         .filter(|flow| which(flow))
         .map(|flow| flow.kbps)
         .sum()
+}
+
+/// Nanoseconds since 1970, as rtp.py has them.
+pub(crate) fn now() -> u128 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap()
+        .as_nanos()
+}
+
+/// rtp.py on these ports, for so long or until it is told to end.
+pub(crate) fn capture(trial: &Trial, ports: &[u16], packets: &Path, seconds: u32) -> Process {
+    let mut command = Command::new(setting("AURALINK_PYTHON"));
+    command
+        .arg(root().join("tests/clients/python/rtp.py"))
+        .args(["--seconds", &seconds.to_string()]);
+    for port in ports {
+        command.args(["--port", &port.to_string()]);
+    }
+    command.arg(packets);
+    let process = Process::spawn(&trial.dir, "rtp", &mut command, true);
+    trial.watch(&process.log);
+    wait_for("rtp.py to listen", Duration::from_secs(20), || {
+        let log = fs::read_to_string(&process.log).unwrap_or_default();
+        log.contains("ready").then_some(())
+    });
+    process
 }
