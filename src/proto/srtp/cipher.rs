@@ -40,9 +40,9 @@ const OF_RTCP: u8 = 3;
 /// Keys of one direction.
 pub(super) enum Cipher {
     /// AES in counter mode, authenticated by HMAC-SHA1.
-    Cm([Cm; 2]),
+    Cm(Box<[Cm; 2]>),
     /// AES in Galois counter mode.
-    Gcm([Gcm; 2]),
+    Gcm(Box<[Gcm; 2]>),
 }
 
 const RTP: usize = 0;
@@ -58,7 +58,7 @@ impl Cipher {
                 &keys.derive::<CM_SALT>(first + SALT),
             )
         };
-        Some(Self::Cm([cm(0)?, cm(OF_RTCP)?]))
+        Some(Self::Cm(Box::new([cm(0)?, cm(OF_RTCP)?])))
     }
 
     pub(super) fn gcm(master_key: &[u8], master_salt: &[u8]) -> Option<Self> {
@@ -69,7 +69,7 @@ impl Cipher {
                 keys.derive::<GCM_SALT>(first + SALT),
             )
         };
-        Some(Self::Gcm([gcm(0)?, gcm(OF_RTCP)?]))
+        Some(Self::Gcm(Box::new([gcm(0)?, gcm(OF_RTCP)?])))
     }
 
     /// Bytes of the tag of an RTP packet.
