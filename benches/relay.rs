@@ -3,7 +3,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 use auralink_proto::description::{MediaKind, TrackRule};
-use auralink_proto::dtls::{Identity, SrtpKeys, SrtpProtectionProfile};
+use auralink_proto::dtls::{SrtpKeys, SrtpProtectionProfile};
 use auralink_proto::flow::Flow;
 use auralink_proto::srtp::Srtp;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
@@ -23,7 +23,7 @@ fn rtp(len: usize, sequence: u16, payload_type: u8) -> Vec<u8> {
     packet
 }
 
-fn pair(profile: SrtpProtectionProfile, identity: &Identity) -> (Srtp, Srtp) {
+fn pair(profile: SrtpProtectionProfile) -> (Srtp, Srtp) {
     let len = match profile {
         SrtpProtectionProfile::Srtp_Aead_Aes_128_Gcm => 56,
         _ => 60,
@@ -34,13 +34,12 @@ fn pair(profile: SrtpProtectionProfile, identity: &Identity) -> (Srtp, Srtp) {
         is_client,
     };
     (
-        Srtp::new(&keys(true), identity).unwrap(),
-        Srtp::new(&keys(false), identity).unwrap(),
+        Srtp::new(&keys(true)).unwrap(),
+        Srtp::new(&keys(false)).unwrap(),
     )
 }
 
 fn srtp(c: &mut Criterion) {
-    let identity = Identity::generate().unwrap();
     for (name, profile) in [
         ("gcm", SrtpProtectionProfile::Srtp_Aead_Aes_128_Gcm),
         (
@@ -51,7 +50,7 @@ fn srtp(c: &mut Criterion) {
         for len in [100, 1200] {
             let mut group = c.benchmark_group(format!("srtp/{name}/{len}"));
             group.throughput(Throughput::Elements(1));
-            let (mut sender, mut receiver) = pair(profile, &identity);
+            let (mut sender, mut receiver) = pair(profile);
             let plain = rtp(len, 1, 111);
             let mut protected = Vec::new();
             group.bench_function("protect", |b| {
@@ -59,7 +58,11 @@ fn srtp(c: &mut Criterion) {
             });
             let mut out = Vec::new();
             group.bench_function("unprotect", |b| {
-                b.iter(|| assert!(receiver.unprotect_rtp(black_box(&protected), &mut out)));
+                b.iter(|| {
+                    receiver
+                        .unprotect_rtp(black_box(&protected), &mut out)
+                        .unwrap()
+                });
             });
         }
     }

@@ -208,6 +208,10 @@ fn totals(app: &App, snapshots: &[Arc<Snapshot>]) -> Totals {
     for flow in [&up, &down] {
         for (reason, count) in [
             ("unauthentic", flow.dropped_unauthentic),
+            ("check", flow.dropped_checks),
+            ("unproved", flow.dropped_unproved),
+            ("replayed", flow.dropped_replayed),
+            ("malformed", flow.dropped_malformed),
             ("early", flow.dropped_early),
             ("unsent", flow.dropped_unsent),
         ] {

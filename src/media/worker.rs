@@ -415,8 +415,12 @@ impl State {
         let Some((key, pc)) = key.and_then(|key| Some((key, self.pcs.get_mut(key)?))) else {
             return;
         };
-        pc.relay
+        let taken = pc
+            .relay
             .receive(now, side, path, datagram, &mut self.scratch, &mut self.out);
+        if !taken {
+            return;
+        }
         // Only control datagrams change timers or raise events.
         match classify(datagram) {
             Kind::Rtp | Kind::Rtcp => {
@@ -426,7 +430,7 @@ impl State {
             }
             kind => {
                 // Whoever proved an address last has it: a participant who takes another's (a
-                // forged source) loses it to that one's next check.
+                // forged source) loses it to that one's next check. Only what was authentic is taken.
                 if kind == Kind::Stun && side == Side::Client && pc.relay.client_knows(&path) {
                     self.by_path.insert(path, key);
                 }

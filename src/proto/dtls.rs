@@ -3,7 +3,6 @@
 
 use crate::description::{DtlsRole, Fingerprint};
 use bytes::BytesMut;
-use rtc_crypto::RTCCryptoProvider;
 use rtc_dtls::config::{ClientAuthType, ConfigBuilder, ExtendedMasterSecretType, HandshakeConfig};
 use rtc_dtls::crypto::Certificate;
 use rtc_dtls::endpoint::{Endpoint, EndpointEvent};
@@ -45,12 +44,8 @@ impl DtlsError {
         Self(error.to_string())
     }
 
-    pub(crate) fn from_srtp(error: &rtc_shared::error::Error) -> Self {
-        Self(format!("SRTP: {error}"))
-    }
-
     pub(crate) fn no_keys() -> Self {
-        Self("SRTP: no context can be made from the keys".to_owned())
+        Self("SRTP: the keys don't fit the profile".to_owned())
     }
 }
 
@@ -60,7 +55,6 @@ pub struct Identity {
     /// By role, then by whether tags are to be short.
     client: [Arc<HandshakeConfig>; 2],
     server: [Arc<HandshakeConfig>; 2],
-    provider: Arc<dyn RTCCryptoProvider>,
     fingerprint: String,
 }
 
@@ -110,7 +104,6 @@ impl Identity {
         Ok(Self {
             client: [build(true, false)?, build(true, true)?],
             server: [build(false, false)?, build(false, true)?],
-            provider,
             fingerprint,
         })
     }
@@ -119,10 +112,6 @@ impl Identity {
     #[must_use]
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
-    }
-
-    pub(crate) fn provider(&self) -> &dyn RTCCryptoProvider {
-        self.provider.as_ref()
     }
 }
 

@@ -5,6 +5,7 @@ use crate::aic::{Hint, RatioPredictor, VERSION};
 use crate::description::TrackRule;
 use crate::packet::{RtpHeader, append_extension};
 use crate::red::{self, Shed};
+use crate::srtp::Refusal;
 use rustc_hash::FxHashMap;
 
 /// Opus runs on a 48 kHz RTP clock whatever it carries (RFC 7587 section 4.1).
@@ -48,6 +49,14 @@ pub struct FlowStats {
     pub wrapped_packets: u64,
     /// Dropped: no key fits, or not authentic.
     pub dropped_unauthentic: u64,
+    /// Dropped: STUN that isn't authentic, or of credentials that are no more.
+    pub dropped_checks: u64,
+    /// Dropped: it came over a path that no check has proved.
+    pub dropped_unproved: u64,
+    /// Dropped: RTCP, or a framed packet, that came before.
+    pub dropped_replayed: u64,
+    /// Dropped: lengths that don't add up.
+    pub dropped_malformed: u64,
     /// Dropped: the other leg was not ready and the buffer for early packets was full.
     pub dropped_early: u64,
     /// Dropped: the other leg would not take it.
@@ -64,8 +73,26 @@ impl std::ops::AddAssign for FlowStats {
         self.shed_packets += other.shed_packets;
         self.wrapped_packets += other.wrapped_packets;
         self.dropped_unauthentic += other.dropped_unauthentic;
+        self.dropped_checks += other.dropped_checks;
+        self.dropped_unproved += other.dropped_unproved;
+        self.dropped_replayed += other.dropped_replayed;
+        self.dropped_malformed += other.dropped_malformed;
         self.dropped_early += other.dropped_early;
         self.dropped_unsent += other.dropped_unsent;
+    }
+}
+
+impl FlowStats {
+    /// Counts what the leg refused that this direction comes from.
+    pub fn refused(&mut self, refusal: Refusal) {
+        let count = match refusal {
+            Refusal::Check => &mut self.dropped_checks,
+            Refusal::Unproved => &mut self.dropped_unproved,
+            Refusal::Unauthentic => &mut self.dropped_unauthentic,
+            Refusal::Replayed => &mut self.dropped_replayed,
+            Refusal::Malformed => &mut self.dropped_malformed,
+        };
+        *count += 1;
     }
 }
 

@@ -2,7 +2,7 @@
 //! sockets of its own, because LiveKit's mux tells peers apart by source address.
 
 use crate::description::{Creds, LegDescription};
-use crate::stun::Path;
+use crate::stun::{Glance, Path};
 use is::stun::{StunMessage, StunPacket};
 use is::{
     Candidate, CandidateKind, IceAgent, IceAgentEvent, IceConnectionState, IceCreds, Protocol,
@@ -33,6 +33,10 @@ const URGENT_RTO: Duration = Duration::from_secs(3);
 
 /// The peer's candidates beyond so many are ignored: LiveKit has one per address and protocol.
 const MAX_REMOTE: usize = 32;
+
+/// Paths over which the peer has proved itself that are remembered: those of one of our sockets to all of its candidates, before an ICE
+/// restart and after. Each check makes its path the newest, so that the ones in use stay.
+const MAX_PROVED: usize = 2 * MAX_REMOTE;
 
 /// How a Binding request begins (RFC 8489 section 5).
 const BINDING_REQUEST: [u8; 2] = [0, 1];
@@ -182,10 +186,13 @@ impl FullAgent {
         self.agent.handle_timeout(now);
     }
 
-    /// Takes a STUN datagram that came over `path`.
-    pub fn handle(&mut self, now: Instant, path: Path, datagram: &[u8]) {
+    /// Takes a STUN datagram that came over `path`. `false`: it is not authentic, and nothing was done.
+    pub fn handle(&mut self, now: Instant, path: Path, datagram: &[u8]) -> bool {
+        if !Glance::of(datagram).is_some_and(|glance| glance.is_signed()) {
+            return false;
+        }
         let Ok(message) = StunMessage::parse(datagram) else {
-            return;
+            return false;
         };
         let answer = message.is_successful_binding_response();
         let packet = StunPacket {
@@ -195,15 +202,20 @@ impl FullAgent {
             message,
         };
         self.now = now;
-        if self.agent.handle_packet(now, packet) {
-            if answer && self.consent.path == Some(path) {
-                self.calm();
-            }
-            if !self.knows(&path) && self.proved.len() < MAX_REMOTE {
-                self.proved.push(path);
-            }
-            self.agent.handle_timeout(now);
+        if !self.agent.handle_packet(now, packet) {
+            return false;
         }
+        if answer && self.consent.path == Some(path) {
+            self.calm();
+        }
+        // The one that was heard of last is at the end, and the first in line to be forgotten is the oldest.
+        self.proved.retain(|known| *known != path);
+        self.proved.push(path);
+        if self.proved.len() > MAX_PROVED {
+            self.proved.remove(0);
+        }
+        self.agent.handle_timeout(now);
+        true
     }
 
     /// Whether an authentic check or answer has come over `path`.

@@ -8,7 +8,7 @@ use crate::description::{DtlsRole, Fingerprint, LegDescription};
 use crate::dtls::{Dtls, DtlsEvent, Identity};
 use crate::ice::{FullAgent, IceEvent};
 use crate::packet::{Kind, classify};
-use crate::srtp::Srtp;
+use crate::srtp::{Refusal, Srtp};
 use crate::stun::{Checked, LiteAgent, Path};
 use bytes::BytesMut;
 use std::collections::VecDeque;
@@ -55,6 +55,8 @@ pub enum CloseReason {
     Handshake(String),
     /// The peer's certificate is not the one its SDP promised.
     Fingerprint,
+    /// No SRTP index is left under its keys (RFC 3711 section 9.2).
+    KeysUsedUp,
     /// We ended it.
     Local,
 }
@@ -68,6 +70,7 @@ impl CloseReason {
             Self::ConsentLost => "consent_lost",
             Self::Handshake(_) => "handshake",
             Self::Fingerprint => "fingerprint",
+            Self::KeysUsedUp => "keys_used_up",
             Self::Local => "local",
         }
     }
@@ -92,7 +95,7 @@ pub enum LegEvent {
 /// What a datagram turned out to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Received {
-    /// Handled inside, or noise that was counted.
+    /// Handled inside.
     Nothing,
     /// A decrypted RTP packet lies in the buffer.
     Rtp,
@@ -100,8 +103,8 @@ pub enum Received {
     Rtcp,
     /// Data-channel bytes wait in [`Leg::poll_data`].
     Data,
-    /// Media that no key fits, or that came before there was one.
-    Unauthentic,
+    /// Not from whom it should be, or not what it should be: it had no effect.
+    Refused(Refusal),
 }
 
 #[derive(Debug)]
@@ -248,7 +251,7 @@ impl Leg {
         if self.aic_pts != description.aic_pts {
             self.aic_pts = description.aic_pts;
             if let Some(srtp) = &mut self.srtp {
-                srtp.set_short_pts(self.aic_pts);
+                srtp.set_framed_pts(self.aic_pts);
             }
         }
         self.advance(now);
@@ -265,29 +268,36 @@ impl Leg {
         if self.closed {
             return Received::Nothing;
         }
-        match classify(datagram) {
+        let kind = classify(datagram);
+        // Before anything is read of it: what isn't a check has to come from where one came from.
+        if kind != Kind::Stun && self.path != Some(path) && !self.knows(&path) {
+            return Received::Refused(Refusal::Unproved);
+        }
+        match kind {
             Kind::Rtp => {
                 let Some(srtp) = &mut self.srtp else {
-                    return Received::Unauthentic;
+                    return Received::Refused(Refusal::Unauthentic);
                 };
-                if !srtp.unprotect_rtp(datagram, plain) {
-                    return Received::Unauthentic;
+                if let Err(refusal) = srtp.unprotect_rtp(datagram, plain) {
+                    return Received::Refused(refusal);
                 }
                 self.media_on(now, path);
                 Received::Rtp
             }
             Kind::Rtcp => {
                 let Some(srtp) = &mut self.srtp else {
-                    return Received::Unauthentic;
+                    return Received::Refused(Refusal::Unauthentic);
                 };
-                if !srtp.unprotect_rtcp(datagram, plain) {
-                    return Received::Unauthentic;
+                if let Err(refusal) = srtp.unprotect_rtcp(datagram, plain) {
+                    return Received::Refused(refusal);
                 }
                 self.media_on(now, path);
                 Received::Rtcp
             }
             Kind::Stun => {
-                self.stun(now, path, datagram);
+                if !self.stun(now, path, datagram) {
+                    return Received::Refused(Refusal::Check);
+                }
                 self.advance(now);
                 Received::Nothing
             }
@@ -299,7 +309,7 @@ impl Leg {
                     Received::Data
                 }
             }
-            Kind::Other => Received::Nothing,
+            Kind::Other => Received::Refused(Refusal::Malformed),
         }
     }
 
@@ -312,10 +322,11 @@ impl Leg {
         }
     }
 
-    fn stun(&mut self, now: Instant, path: Path, datagram: &[u8]) {
+    /// `false`: it is not authentic, and nothing was done.
+    fn stun(&mut self, now: Instant, path: Path, datagram: &[u8]) -> bool {
         match &mut self.ice {
             Ice::Lite(agent) => match agent.handle(now, path, datagram, &mut self.response) {
-                Checked::Ignored => {}
+                Checked::Ignored => false,
                 Checked::Answered {
                     new_path,
                     selected,
@@ -331,6 +342,7 @@ impl Leg {
                     if selected.is_some() {
                         self.path = selected;
                     }
+                    true
                 }
             },
             Ice::Full(agent) => agent.handle(now, path, datagram),
@@ -338,9 +350,6 @@ impl Leg {
     }
 
     fn handle_dtls(&mut self, now: Instant, path: Path, datagram: &[u8]) {
-        if !self.knows(&path) {
-            return;
-        }
         if self.dtls.is_none() {
             // A ClientHello that overtakes the answer which would have told us our role.
             const HANDSHAKE: u8 = 22;
@@ -435,12 +444,10 @@ impl Leg {
             self.flush_dtls(None);
             return self.finish(CloseReason::Fingerprint);
         }
-        let keyed = dtls
-            .srtp_keys()
-            .and_then(|keys| Srtp::new(&keys, &self.identity));
+        let keyed = dtls.srtp_keys().and_then(|keys| Srtp::new(&keys));
         match keyed {
             Ok(mut srtp) => {
-                srtp.set_short_pts(self.aic_pts);
+                srtp.set_framed_pts(self.aic_pts);
                 self.srtp = Some(srtp);
                 self.events.push_back(LegEvent::Established {
                     took: now.duration_since(self.created),
@@ -467,14 +474,30 @@ impl Leg {
     pub fn protect_rtp(&mut self, plain: &[u8], protected: &mut Vec<u8>) -> Option<Path> {
         let path = self.path?;
         let srtp = self.srtp.as_mut()?;
-        srtp.protect_rtp(plain, protected).then_some(path)
+        let sent = srtp.protect_rtp(plain, protected);
+        self.sent(sent).then_some(path)
     }
 
     /// The same for RTCP.
     pub fn protect_rtcp(&mut self, plain: &[u8], protected: &mut Vec<u8>) -> Option<Path> {
         let path = self.path?;
         let srtp = self.srtp.as_mut()?;
-        srtp.protect_rtcp(plain, protected).then_some(path)
+        let sent = srtp.protect_rtcp(plain, protected);
+        self.sent(sent).then_some(path)
+    }
+
+    /// Ends the leg where nothing more can be sent under its keys: the peer comes back with new ones.
+    fn sent(&mut self, sent: bool) -> bool {
+        if !sent && self.srtp.as_ref().is_some_and(Srtp::is_used_up) {
+            self.finish(CloseReason::KeysUsedUp);
+        }
+        sent
+    }
+
+    /// Streams that made room for others in the tables of what comes ([`Srtp::forgotten`]).
+    #[must_use]
+    pub fn forgotten_streams(&self) -> u64 {
+        self.srtp.as_ref().map_or(0, Srtp::forgotten)
     }
 
     /// Sends data-channel bytes; `false` before the leg is established.

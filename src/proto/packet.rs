@@ -49,9 +49,18 @@ pub struct RtpHeader {
 }
 
 impl RtpHeader {
-    /// Reads the header of a decrypted RTP packet; `None` where lengths don't add up.
+    /// Reads the header of a decrypted RTP packet; `None` where lengths don't add up (RFC 3550 appendix A.1).
     #[must_use]
     pub fn parse(packet: &[u8]) -> Option<Self> {
+        let mut header = Self::parse_protected(packet)?;
+        header.padding = header.padded(packet)?;
+        Some(header)
+    }
+
+    /// Reads the header of an RTP packet that is encrypted, and its padding with it: the header never is, and ends where its
+    /// lengths say, whatever the elements of its extension say of theirs.
+    #[must_use]
+    pub fn parse_protected(packet: &[u8]) -> Option<Self> {
         let fixed: &[u8; 12] = packet.first_chunk()?;
         if fixed[0] >> 6 != 2 {
             return None;
@@ -66,15 +75,6 @@ impl RtpHeader {
         if header_len > packet.len() {
             return None;
         }
-        let padding = if fixed[0] & 0x20 != 0 {
-            let count = usize::from(*packet.last()?);
-            if count == 0 || header_len + count > packet.len() {
-                return None;
-            }
-            count
-        } else {
-            0
-        };
         Some(Self {
             payload_type: fixed[1] & 0x7f,
             marker: fixed[1] & 0x80 != 0,
@@ -83,8 +83,18 @@ impl RtpHeader {
             ssrc: u32::from_be_bytes([fixed[8], fixed[9], fixed[10], fixed[11]]),
             header_len,
             extension_at,
-            padding,
+            padding: 0,
         })
+    }
+
+    /// Bytes of padding of a decrypted packet with this header; `None` where it says that there is some and its count can't be.
+    #[must_use]
+    pub fn padded(&self, packet: &[u8]) -> Option<usize> {
+        if packet.first()? & 0x20 == 0 {
+            return Some(0);
+        }
+        let count = usize::from(*packet.last()?);
+        (count > 0 && self.header_len + count <= packet.len()).then_some(count)
     }
 
     /// The payload without padding.

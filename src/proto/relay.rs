@@ -65,8 +65,7 @@ pub fn relay_of_track(track: u64) -> u64 {
     track >> TRACK_BITS
 }
 
-/// Buffers that every packet passes through; one set per worker, so that our own code allocates
-/// nothing for a packet. `rtc-srtp` does: it returns each packet in a buffer of its own.
+/// Buffers that every packet passes through; one set per worker, so that nothing is allocated for a packet.
 #[derive(Debug, Default)]
 pub struct Scratch {
     plain: Vec<u8>,
@@ -199,7 +198,7 @@ impl Relay {
         self.settle(now, scratch, out);
     }
 
-    /// Takes a datagram that came on `side` over `path`.
+    /// Takes a datagram that came on `side` over `path`. `false`: it was refused, which is counted and had no other effect.
     pub fn receive(
         &mut self,
         now: Now,
@@ -208,7 +207,7 @@ impl Relay {
         datagram: &[u8],
         scratch: &mut Scratch,
         out: &mut impl Transmit,
-    ) {
+    ) -> bool {
         let leg = match side {
             Side::Client => &mut self.client,
             Side::Server => &mut self.server,
@@ -225,9 +224,13 @@ impl Relay {
                     out,
                 );
             }
-            Received::Unauthentic => self.flow_mut(side).stats.dropped_unauthentic += 1,
+            Received::Refused(refusal) => {
+                self.flow_mut(side).stats.refused(refusal);
+                return false;
+            }
             Received::Data | Received::Nothing => self.settle(now, scratch, out),
         }
+        true
     }
 
     fn flow_mut(&mut self, side: Side) -> &mut Flow {

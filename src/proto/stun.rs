@@ -27,11 +27,98 @@ const MAX_PATHS: usize = 16;
 /// for so long. Browsers check a good path every 2.5 s at the least.
 const STALE_PATH: Duration = Duration::from_secs(3);
 
+/// Bytes of a check or answer at the most. ICE's have 100 to 200; USERNAME may have 512 (RFC 8489 section 14.3), and nothing that comes
+/// unasked for should need more than an IPv6 packet of the smallest MTU.
+const MAX_MESSAGE: usize = 1232;
+
+/// Attributes of a check or answer at the most. Browsers and Pion send six to nine.
+const MAX_ATTRIBUTES: usize = 24;
+
+/// STUN's magic cookie (RFC 8489 section 5).
+const COOKIE: [u8; 4] = [0x21, 0x12, 0xa4, 0x42];
+
+/// Types of attributes (RFC 8489 section 18.3, RFC 8445 section 20.1).
+mod attribute {
+    pub(super) const MAPPED_ADDRESS: u16 = 0x0001;
+    pub(super) const USERNAME: u16 = 0x0006;
+    pub(super) const MESSAGE_INTEGRITY: u16 = 0x0008;
+    pub(super) const UNKNOWN_ATTRIBUTES: u16 = 0x000a;
+    pub(super) const ALTERNATE_SERVER: u16 = 0x8023;
+    pub(super) const FINGERPRINT: u16 = 0x8028;
+    pub(super) const NETWORK_COST: u16 = 0xc057;
+}
+
+/// What is read of a STUN message before anything of it is believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Glance<'a> {
+    username: Option<&'a [u8]>,
+    /// A MESSAGE-INTEGRITY is where it has to be.
+    signed: bool,
+}
+
+impl<'a> Glance<'a> {
+    /// Looks at a datagram as a stranger's: lengths that add up, attributes that are whole and few.
+    /// Nothing is allocated and nothing hashed. `None`: it is no check or answer of ICE, and no parser need see it.
+    pub(crate) fn of(datagram: &'a [u8]) -> Option<Self> {
+        let (header, mut rest) = datagram.split_first_chunk::<20>()?;
+        if datagram.len() > MAX_MESSAGE || header[0] > 3 || header[4..8] != COOKIE {
+            return None;
+        }
+        let len = usize::from(u16::from_be_bytes([header[2], header[3]]));
+        if len != rest.len() || len % 4 != 0 {
+            return None;
+        }
+        let mut glance = Self {
+            username: None,
+            signed: false,
+        };
+        for _ in 0..MAX_ATTRIBUTES {
+            let Some((&[t1, t0, l1, l0], tail)) = rest.split_first_chunk() else {
+                return Some(glance);
+            };
+            let len = usize::from(u16::from_be_bytes([l1, l0]));
+            let value = tail.get(..len)?;
+            rest = tail.get(len.next_multiple_of(4)..)?;
+            match u16::from_be_bytes([t1, t0]) {
+                attribute::FINGERPRINT if len == 4 => {}
+                attribute::FINGERPRINT => return None,
+                // What stands behind the signature isn't signed, and nobody reads it (RFC 8489 section 14.5).
+                _ if glance.signed => {}
+                attribute::MESSAGE_INTEGRITY if len == 20 => glance.signed = true,
+                attribute::USERNAME if glance.username.is_none() => glance.username = Some(value),
+                // Not of ICE; of these `is` would write a line into the log for each.
+                attribute::MAPPED_ADDRESS
+                | attribute::UNKNOWN_ATTRIBUTES
+                | attribute::ALTERNATE_SERVER
+                | attribute::MESSAGE_INTEGRITY
+                | attribute::USERNAME => return None,
+                attribute::NETWORK_COST if len != 4 => return None,
+                _ => {}
+            }
+        }
+        rest.is_empty().then_some(glance)
+    }
+
+    /// The fragment in front of the colon: of a request, of whom it is for.
+    fn addressed(&self) -> Option<&'a str> {
+        let username = std::str::from_utf8(self.username?).ok()?;
+        username.split_once(':').map(|(local, _)| local)
+    }
+
+    /// Whether it can be authentic.
+    pub(crate) fn is_signed(&self) -> bool {
+        self.signed
+    }
+}
+
 #[derive(Debug)]
 struct Seen {
     path: Path,
+    /// Of the credentials of the last check: they count up.
+    generation: u64,
     priority: u32,
     last_check: Instant,
+    /// In that generation.
     nominated: bool,
     nudged: bool,
 }
@@ -58,6 +145,8 @@ pub struct LiteAgent {
     /// Current generation first; the one before it stays valid until the client has used the
     /// current one, because its checks cross our answer on the way.
     generations: Vec<Creds>,
+    /// How often the client has begun to use new ones.
+    generation: u64,
     seen: Vec<Seen>,
     remote: Option<Creds>,
     selected: Option<Path>,
@@ -150,22 +239,21 @@ impl LiteAgent {
         datagram: &[u8],
         response: &mut Vec<u8>,
     ) -> Checked {
+        let Some(glance) = Glance::of(datagram).filter(Glance::is_signed) else {
+            return Checked::Ignored;
+        };
+        let Some(generation) = glance.addressed().and_then(|local| {
+            let is_ours = |creds: &Creds| creds.ufrag == local;
+            self.generations.iter().position(is_ours)
+        }) else {
+            return Checked::Ignored;
+        };
         let Ok(message) = StunMessage::parse(datagram) else {
             return Checked::Ignored;
         };
         if !message.is_binding_request() {
             return Checked::Ignored;
         }
-        let Some((local, _)) = message.split_username() else {
-            return Checked::Ignored;
-        };
-        let Some(generation) = self
-            .generations
-            .iter()
-            .position(|creds| creds.ufrag == local)
-        else {
-            return Checked::Ignored;
-        };
         let hmac = |key: &[u8], parts: &[&[u8]]| is::DefaultSha1HmacProvider.sha1_hmac(key, parts);
         let pwd = self.generations[generation].pwd.as_bytes();
         if !message.verify(pwd, hmac) {
@@ -178,8 +266,9 @@ impl LiteAgent {
             Ok(len) => response.truncate(len),
             Err(_) => return Checked::Ignored,
         }
-        if generation == 0 {
+        if generation == 0 && self.generations.len() > 1 {
             self.generations.truncate(1);
+            self.generation += 1;
         }
         self.last_check = Some(now);
         let (new_path, forgotten) = self.note(
@@ -212,7 +301,8 @@ impl LiteAgent {
         if let Some(seen) = self.seen.iter_mut().find(|seen| seen.path == path) {
             seen.last_check = now;
             seen.priority = priority;
-            seen.nominated |= nominated;
+            seen.nominated = nominated || seen.nominated && seen.generation == self.generation;
+            seen.generation = self.generation;
             return (false, None);
         }
         let mut forgotten = None;
@@ -231,6 +321,7 @@ impl LiteAgent {
         }
         self.seen.push(Seen {
             path,
+            generation: self.generation,
             priority,
             last_check: now,
             nominated,
@@ -241,15 +332,20 @@ impl LiteAgent {
 
     /// Firefox nominates every pair that works, again and again, so priority decides among live
     /// paths (RFC 8445 section 8.1.1 for aggressive nomination); Chromium nominates one and moves
-    /// by nominating another, so a path without checks gives way.
+    /// by nominating another, so a path without checks gives way. An ICE restart begins anew (RFC 8445 section 9): its first
+    /// nomination is followed at once, however good the path was that the client may just have lost.
     fn nominate(&mut self, now: Instant, path: Path) {
         let find = |path: &Path| self.seen.iter().find(|seen| seen.path == *path);
-        let follow = match self.selected.as_ref().and_then(find) {
-            None => true,
-            Some(current) => {
+        let follow = match (self.selected.as_ref().and_then(find), find(&path)) {
+            (None, _) => true,
+            (Some(_), None) => false,
+            (Some(current), Some(new)) if new.generation != current.generation => {
+                new.generation > current.generation
+            }
+            (Some(current), Some(new)) => {
                 !current.nominated
                     || now.duration_since(current.last_check) >= STALE_PATH
-                    || find(&path).is_some_and(|new| new.priority >= current.priority)
+                    || new.priority >= current.priority
             }
         };
         if follow {
@@ -280,7 +376,7 @@ impl LiteAgent {
                 .seen
                 .iter()
                 .filter(|seen| seen.nominated)
-                .max_by_key(|seen| (seen.last_check, seen.priority))
+                .max_by_key(|seen| (seen.generation, seen.last_check, seen.priority))
                 .map(|seen| seen.path);
         }
     }
@@ -290,21 +386,10 @@ impl LiteAgent {
 /// anything else: what tells sessions apart on a muxed port.
 #[must_use]
 pub fn addressed_ufrag(datagram: &[u8]) -> Option<&str> {
-    const USERNAME: u16 = 0x0006;
-    let header: &[u8; 20] = datagram.first_chunk()?;
-    if header[..2] != [0, 1] || header[4..8] != [0x21, 0x12, 0xa4, 0x42] {
+    if datagram.get(..2) != Some(&[0, 1]) {
         return None;
     }
-    let mut rest = &datagram[20..];
-    while let [t1, t2, l1, l2, tail @ ..] = rest {
-        let len = usize::from(u16::from_be_bytes([*l1, *l2]));
-        if u16::from_be_bytes([*t1, *t2]) == USERNAME {
-            let username = std::str::from_utf8(tail.get(..len)?).ok()?;
-            return username.split_once(':').map(|(local, _)| local);
-        }
-        rest = tail.get(len.next_multiple_of(4)..)?;
-    }
-    None
+    Glance::of(datagram)?.addressed()
 }
 
 #[cfg(test)]
@@ -413,6 +498,86 @@ mod tests {
         assert!(!answered(&mut agent, 1, &mut out));
     }
 
+    /// Wi-Fi is lost, the client restarts ICE and nominates its mobile path, of a lower priority.
+    #[test]
+    fn a_nomination_after_an_ice_restart_is_followed_at_once() {
+        let (mut agent, mut out, start) = (agent(), vec![], Instant::now());
+        agent.handle(start, path(1), &check(&creds(1), 90, true), &mut out);
+        agent.set_local(&creds(2));
+        let later = start + Duration::from_millis(1500);
+        // A check alone changes nothing: media goes on where it went (RFC 8445 section 9).
+        agent.handle(later, path(2), &check(&creds(2), 10, false), &mut out);
+        assert_eq!(agent.selected(), Some(path(1)));
+        agent.handle(later, path(2), &check(&creds(2), 10, true), &mut out);
+        assert_eq!(agent.selected(), Some(path(2)));
+        // What was still on its way on the old path doesn't take media back, nor when the new one has been silent.
+        agent.media_on(later, path(1));
+        agent.media_on(later + STALE_PATH, path(1));
+        assert_eq!(agent.selected(), Some(path(2)));
+        // Within the new generation it is by priority again.
+        agent.handle(later, path(1), &check(&creds(2), 90, false), &mut out);
+        assert_eq!(agent.selected(), Some(path(2)), "checked but not nominated");
+        agent.handle(later, path(1), &check(&creds(2), 90, true), &mut out);
+        assert_eq!(agent.selected(), Some(path(1)));
+        agent.handle(later, path(2), &check(&creds(2), 10, true), &mut out);
+        assert_eq!(agent.selected(), Some(path(1)));
+    }
+
+    #[test]
+    fn a_nomination_on_the_same_path_after_a_restart_keeps_it() {
+        let (mut agent, mut out, now) = (agent(), vec![], Instant::now());
+        agent.handle(now, path(1), &check(&creds(1), 90, true), &mut out);
+        for n in 2..5 {
+            agent.set_local(&creds(n));
+            // Checks that crossed the answer are of the generation before and decide nothing.
+            agent.handle(now, path(2), &check(&creds(n - 1), 10, true), &mut out);
+            assert_eq!(agent.selected(), Some(path(1)));
+            agent.handle(now, path(1), &check(&creds(n), 90, true), &mut out);
+            assert_eq!(agent.selected(), Some(path(1)));
+        }
+    }
+
+    #[test]
+    fn a_glance_tells_what_can_be_a_check() {
+        let good = check(&creds(1), 1, true);
+        let glance = Glance::of(&good).unwrap();
+        assert!(glance.is_signed());
+        assert_eq!(glance.addressed(), Some("ufrag1"));
+        for len in 0..good.len() {
+            assert_eq!(Glance::of(&good[..len]), None, "cut at {len}");
+        }
+        // Attributes of their own, in front of the signature.
+        let with = |attributes: &[u8]| {
+            let mut message = good[..20].to_vec();
+            message.extend(attributes);
+            message.extend(&good[20..]);
+            let len = u16::try_from(message.len() - 20).unwrap();
+            message[2..4].copy_from_slice(&len.to_be_bytes());
+            message
+        };
+        assert!(Glance::of(&with(&[0x80, 0x22, 0, 3, b'p', b'i', b'o', 0])).is_some());
+        // What is written into the log for each, longer than the message, a second signature or name, and too much.
+        for odd in [
+            &[0, 1, 0, 0][..],
+            &[0, 0x0a, 0, 0],
+            &[0x80, 0x23, 0, 0],
+            &[0xc0, 0x57, 0, 0],
+            &[0x80, 0x22, 0x10, 0],
+            &[0, 6, 0, 0],
+            &[0, 8, 0, 0],
+            &[0xc0, 0x01, 0, 0].repeat(MAX_ATTRIBUTES),
+            &[&[0xc0, 0x01, 0x04, 0xd0][..], &[0; 1232]].concat(),
+        ] {
+            assert_eq!(Glance::of(&with(odd)), None, "{odd:?}");
+        }
+        // Behind it nothing counts: nobody signed it.
+        let mut message = good.clone();
+        message.extend([0, 1, 0, 0]);
+        let len = u16::try_from(message.len() - 20).unwrap();
+        message[2..4].copy_from_slice(&len.to_be_bytes());
+        assert!(Glance::of(&message).is_some());
+    }
+
     #[test]
     fn each_path_is_nudged_once_and_waits_for_the_clients_credentials() {
         let (mut agent, mut out, now) = (agent(), vec![], Instant::now());
@@ -449,6 +614,10 @@ mod tests {
                 bytes[2..4].copy_from_slice(&len.to_be_bytes());
             }
             let _ = addressed_ufrag(&bytes);
+            // No parser sees what a glance refuses, and what it admits doesn't end it.
+            if Glance::of(&bytes).is_some() {
+                let _ = StunMessage::parse(&bytes);
+            }
             let mut out = vec![];
             prop_assert_eq!(agent().handle(Instant::now(), path(1), &bytes, &mut out), Checked::Ignored);
         }

@@ -41,6 +41,8 @@ pub(crate) struct Peer {
     server_config: Arc<HandshakeConfig>,
     endpoint: Option<Endpoint>,
     srtp: Option<(Context, Context)>,
+    /// What the keys were made of: RFC 5764 exporter output.
+    pub(crate) material: Vec<u8>,
     pub(crate) profile: Option<ProtectionProfile>,
     pub(crate) path: Option<(SocketAddr, SocketAddr)>,
     /// Retransmissions so far of the current DTLS flight.
@@ -109,6 +111,7 @@ impl Peer {
             server_config: config(false),
             endpoint: None,
             srtp: None,
+            material: Vec::new(),
             profile: None,
             path: None,
             flight: 0,
@@ -270,6 +273,7 @@ impl Peer {
             context(&keys.remote_master_key, &keys.remote_master_salt),
             context(&keys.local_master_key, &keys.local_master_salt),
         ));
+        self.material = material;
         self.profile = Some(profile);
         self.established_at = Some(now);
     }
