@@ -29,6 +29,7 @@ mod recode;
 mod reconnect;
 mod reload;
 mod servers;
+mod strangers;
 mod video;
 mod whip;
 mod wire;

@@ -1,0 +1,345 @@
+//! What strangers send while a call goes on: the worst of each kind that needs no token, one kind after the other. The call
+//! beside it loses nothing, none of its packets comes late, what it costs in memory is bounded, and operators are answered.
+//!
+//! What each kind costs by itself is counted where it is handled: docs/security.md names these tests.
+
+use crate::client::{Client, Kind};
+use crate::harness::{Load, Trial, wait_for};
+use crate::http;
+use crate::servers::{Options, Sidecar, Stack};
+use crate::wire::{capture, now};
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use std::collections::HashMap;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpStream, UdpSocket};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Later than this a packet of the call is late, if it is because of strangers.
+const LATE: Duration = Duration::from_millis(50);
+
+/// How long each kind goes on.
+const EACH: Duration = Duration::from_secs(2);
+
+/// What the process may hold in the end beyond what it held before, in KiB. The parts are in docs/security.md; together they
+/// are far below it, and an allocator keeps some of what was freed.
+const MOST_KIB: u64 = 64 * 1024;
+
+/// A span of the call, in nanoseconds since 1970.
+struct Span {
+    what: &'static str,
+    began: u128,
+    ended: u128,
+}
+
+/// What became of the call's packets in a span.
+#[derive(Debug, Default)]
+struct Crossed {
+    packets: usize,
+    late: usize,
+    lost: usize,
+    longest: Duration,
+}
+
+/// Pairs each packet's first appearance with its second: into the sidecar and out of it again. Rooms that are off keep SSRC,
+/// sequence number and timestamp.
+fn crossed(packets: &Path, spans: &[Span]) -> Vec<Crossed> {
+    let mut first = HashMap::<(u32, u16, u32), u128>::new();
+    let mut pairs = Vec::new();
+    let text = fs::read_to_string(packets).unwrap();
+    for line in text.lines() {
+        let field: Vec<&str> = line.split(' ').collect();
+        let [time, _, _, ssrc, sequence, timestamp, ..] = field[..] else {
+            panic!("rtp.py: {line}");
+        };
+        let key = (
+            ssrc.parse().unwrap(),
+            sequence.parse().unwrap(),
+            timestamp.parse().unwrap(),
+        );
+        let time = time.parse().unwrap();
+        match first.remove(&key) {
+            Some(before) => pairs.push((before, time - before)),
+            None => drop(first.insert(key, time)),
+        }
+    }
+    // Streams that crossed at all: silence that LiveKit sends before a talker speaks stays where the capture began.
+    spans
+        .iter()
+        .map(|span| {
+            let within = |time: u128| (span.began..span.ended).contains(&time);
+            let mut found = Crossed {
+                lost: first.values().filter(|time| within(**time)).count(),
+                ..Crossed::default()
+            };
+            for (_, took) in pairs.iter().filter(|(before, _)| within(*before)) {
+                let took = Duration::from_nanos(u64::try_from(*took).unwrap());
+                found.packets += 1;
+                found.late += usize::from(took > LATE);
+                found.longest = found.longest.max(took);
+            }
+            found
+        })
+        .collect()
+}
+
+/// Calls `send` so many times a second for [`EACH`].
+fn pace(each_second: u32, mut send: impl FnMut(u32)) {
+    let began = Instant::now();
+    let mut sent = 0;
+    while began.elapsed() < EACH {
+        let due = (began.elapsed().as_secs_f64() * f64::from(each_second)) as u32;
+        while sent < due {
+            send(sent);
+            sent += 1;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Datagrams of every kind that RFC 7983 knows, to each worker, from addresses that no check has proved.
+fn datagrams(sidecar: &Sidecar) {
+    let sockets: Vec<UdpSocket> = (0..16)
+        .map(|_| UdpSocket::bind(("127.0.0.1", 0)).unwrap())
+        .collect();
+    let mut stun = vec![0, 1, 0, 28, 0x21, 0x12, 0xa4, 0x42];
+    stun.extend([7; 12]);
+    // USERNAME of nobody's, and a PRIORITY.
+    stun.extend([0, 6, 0, 9]);
+    stun.extend(*b"00xxxx:yy\0\0\0");
+    stun.extend([0, 0x24, 0, 4, 1, 2, 3, 4]);
+    stun.extend([0, 0x25, 0, 0]);
+    let mut hello = vec![22, 0xfe, 0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 13];
+    hello.extend([1, 0, 200, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1]);
+    let mut rtp = vec![0x80, 111];
+    rtp.resize(200, 0x55);
+    let mut rtcp = vec![0x81, 203, 0, 1, 0, 0, 0, 1];
+    rtcp.resize(40, 0);
+    let kinds = [stun, hello.repeat(40), rtp, rtcp, vec![255; 1200]];
+    pace(5_000, |n| {
+        let n = n as usize;
+        let port = sidecar.udp_port + u16::try_from(n).unwrap_or(0) % sidecar.options.workers;
+        let socket = &sockets[n % sockets.len()];
+        // A full buffer is as good as a lost datagram.
+        let _ = socket.send_to(&kinds[n % kinds.len()], ("127.0.0.1", port));
+    });
+}
+
+/// ICE-TCP: connections that say nothing, and ones that send frames of no bytes as fast as they are taken.
+fn ice_tcp(sidecar: &Sidecar) {
+    let silent = connections(sidecar.tcp_port, 300, b"");
+    let mut busy: Vec<TcpStream> = connections(sidecar.tcp_port, 4, b"");
+    for stream in &busy {
+        stream.set_nonblocking(true).unwrap();
+    }
+    let empty = vec![0; 64 * 1024];
+    pace(200, |n| {
+        let count = busy.len();
+        if let Some(stream) = busy.get_mut(n as usize % count.max(1))
+            && matches!(stream.write(&empty), Err(error) if error.kind() != std::io::ErrorKind::WouldBlock)
+        {
+            busy.extend(connections(sidecar.tcp_port, 1, b""));
+            busy.swap_remove(n as usize % count);
+        }
+    });
+    drop(silent);
+}
+
+/// So many connections that send `head` and then wait.
+fn connections(port: u16, count: usize, head: &[u8]) -> Vec<TcpStream> {
+    (0..count)
+        .filter_map(|_| {
+            let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+            let _ = stream.set_nodelay(true);
+            // One that was turned away says so at its next use.
+            let _ = stream.write_all(head);
+            Some(stream)
+        })
+        .collect()
+}
+
+/// Requests whose heads or bodies never end.
+fn unfinished(sidecar: &Sidecar) {
+    let mut long = b"GET /rtc HTTP/1.1\r\nHost: x\r\nX-Long: ".to_vec();
+    long.resize(60_000, b'a');
+    let held = [
+        connections(sidecar.port, 200, &long),
+        connections(sidecar.port, 200, b"POST /whip/v1 HTTP/1.1\r\nHost: x\r\nContent-Length: 200000\r\nContent-Type: application/sdp\r\n\r\nv=0"),
+        connections(sidecar.port, 100, b"PATCH /whip/v1/r/p HTTP/1.1\r\nHost: x\r\nContent-Length: 200000\r\n\r\n"),
+        connections(sidecar.admin_port, 100, b""),
+    ];
+    std::thread::sleep(EACH);
+    drop(held);
+}
+
+/// The dearest request that fits: gzipped tracks and offers in a `join_request`, with a token that nobody signed.
+fn joins(sidecar: &Sidecar) {
+    let field = |number: u8, bytes: &[u8]| {
+        let mut out = vec![number << 3 | 2];
+        let mut len = bytes.len();
+        while len > 127 {
+            out.push((len & 127) as u8 | 128);
+            len >>= 7;
+        }
+        out.push(len as u8);
+        out.extend(bytes);
+        out
+    };
+    let mut request = Vec::new();
+    for n in 0..2_000u32 {
+        // JoinRequest.add_track_requests: cid and source.
+        request.extend(field(5, &[field(1, format!("track-{n}").as_bytes()), vec![0x40, 2]].concat()));
+    }
+    let mut sdp = "v=0\r\no=- 1 1 IN IP4 0.0.0.0\r\ns=-\r\nt=0 0\r\n".to_owned();
+    for n in 0..512 {
+        sdp.push_str(&format!(
+            "m=audio 9 UDP/TLS/RTP/SAVPF 111\r\na=mid:{n}\r\na=msid:s track-{n}\r\na=rtpmap:111 opus/48000/2\r\n"
+        ));
+    }
+    // JoinRequest.publisher_offer: a SessionDescription.
+    let offer = [field(1, b"offer"), field(2, sdp.as_bytes())].concat();
+    for _ in 0..60 {
+        request.extend(field(6, &offer));
+    }
+    let mut gzip = GzEncoder::new(Vec::new(), Compression::best());
+    gzip.write_all(&request).unwrap();
+    // WrappedJoinRequest: compression GZIP, join_request.
+    let wrapped = [vec![8, 1], field(2, &gzip.finish().unwrap())].concat();
+    let encoded = base64_url(&wrapped);
+    let token = http::grant(
+        serde_json::json!({"room": "off-strangers", "roomJoin": true}),
+        "mallory",
+        "another secret of at least 32 characters",
+    );
+    let target = format!("/rtc/v1?join_request={encoded}&access_token={token}");
+    let mut head = format!("GET {target} HTTP/1.1\r\nHost: x\r\n");
+    for (name, value) in http::UPGRADE {
+        head.push_str(&format!("{name}: {value}\r\n"));
+    }
+    head.push_str("\r\n");
+    let mut answers = Vec::new();
+    pace(25, |_| answers.extend(connections(sidecar.port, 1, head.as_bytes())));
+    for mut answer in answers {
+        answer.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let mut status = [0; 12];
+        // A connection that was closed instead is a refusal as well.
+        if answer.read_exact(&mut status).is_ok() {
+            let status = String::from_utf8_lossy(&status).into_owned();
+            assert!(status.starts_with("HTTP/1.1 4"), "{status} for a forged token");
+        }
+    }
+}
+
+fn base64_url(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    bytes
+        .chunks(3)
+        .flat_map(|three| {
+            let bits = three.iter().enumerate().fold(0u32, |bits, (n, byte)| bits | u32::from(*byte) << (16 - 8 * n));
+            (0..=three.len()).map(move |n| char::from(DIGITS[(bits >> (18 - 6 * n) & 63) as usize]))
+        })
+        .collect()
+}
+
+/// Small requests, each refused: of a path, a method or a token that nobody has.
+fn refusals(sidecar: &Sidecar) {
+    let heads: [&[u8]; 4] = [
+        b"GET /rtc?access_token=nonsense HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+        b"GET foo:80 HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"\x16\x03\x01\x00\xa5\x01\x00\x00\xa1\x03\x03",
+        b"GET /%2e%2e/%2e%2e/admin HTTP/1.1\r\nHost: x\r\n\r\n",
+    ];
+    pace(200, |n| drop(connections(sidecar.port, 1, heads[n as usize % heads.len()])));
+}
+
+fn resident_kib(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn strangers_cost_a_call_nothing() {
+    let trial = Trial::new("strangers_cost_a_call_nothing", Load::Alone);
+    let room = trial.room("off");
+    let stack = Stack::own(&trial, Options::default());
+    let sidecar = &stack.sidecar;
+    let client = |identity: &str, hz: f64| {
+        Client::new(Kind::Go, &sidecar.url(), &room, identity)
+            .tone(hz)
+            .seconds(30.0)
+            .spawn(&trial)
+    };
+    let talkers = [client("anna", 440.0), client("ben", 660.0)];
+    wait_for("both to join", Duration::from_secs(30), || {
+        (sidecar.sessions_in(&room) == 2).then_some(())
+    });
+    std::thread::sleep(Duration::from_secs(2));
+    let packets = trial.dir.join("packets.txt");
+    let ports = [vec![stack.livekit.udp_port], sidecar.udp_ports()].concat();
+    let mut capture = capture(&trial, &ports, &packets, 60);
+    let held = resident_kib(sidecar.process.pid());
+    let lines = sidecar.log().len();
+
+    type Kinds<'a> = [(&'static str, &'a dyn Fn(&Sidecar)); 6];
+    let kinds: Kinds<'_> = [
+        ("nothing", &|_| std::thread::sleep(EACH)),
+        ("datagrams", &datagrams),
+        ("ICE-TCP", &ice_tcp),
+        ("unfinished requests", &unfinished),
+        ("joins", &joins),
+        ("refusals", &refusals),
+    ];
+    let mut spans = Vec::new();
+    for (what, send) in kinds {
+        let began = now();
+        std::thread::scope(|scope| {
+            let strangers = scope.spawn(|| send(sidecar));
+            // In the middle of it operators ask, and so does a participant.
+            std::thread::sleep(EACH / 2);
+            for (port, target) in [
+                (sidecar.admin_port, "/healthz".to_owned()),
+                (
+                    sidecar.port,
+                    format!("/rtc/validate?access_token={}", http::token(&room, "carla")),
+                ),
+            ] {
+                let answer = http::get(port, &target)
+                    .unwrap_or_else(|error| panic!("{target} beside {what}: {error}"));
+                assert_eq!(answer.status, 200, "{target} beside {what}: {}", answer.text());
+            }
+            strangers.join().unwrap();
+        });
+        spans.push(Span {
+            what,
+            began,
+            ended: now(),
+        });
+    }
+    let grown = resident_kib(sidecar.process.pid()).saturating_sub(held);
+    let logged = sidecar.log().into_iter().skip(lines);
+    let loud: Vec<_> = logged
+        .filter(|line| line["level"] != "DEBUG" && line["level"] != "TRACE")
+        .collect();
+    let reports = talkers.map(crate::client::Running::finish);
+    capture.signal("TERM");
+    capture.wait(Duration::from_secs(20));
+
+    reports[0].received(&reports[1].client);
+    reports[1].received(&reports[0].client);
+    let found = crossed(&packets, &spans);
+    for (span, crossed) in spans.iter().zip(&found) {
+        println!("beside {}: {crossed:?}", span.what);
+    }
+    println!("{grown} KiB more are held; {} lines at info and above", loud.len());
+    for (span, crossed) in spans.iter().zip(&found) {
+        // Two talkers, two listeners, 50 packets a second and way.
+        assert!(crossed.packets > 300, "beside {}: {crossed:?}", span.what);
+        assert_eq!((crossed.late, crossed.lost), (0, 0), "beside {}: {crossed:?}", span.what);
+    }
+    assert!(grown < MOST_KIB, "{grown} KiB are held for strangers");
+    assert!(loud.len() < 20, "strangers fill the log: {loud:#?}");
+    assert_eq!(sidecar.complaints(), Vec::<String>::new());
+}
