@@ -14,7 +14,7 @@ static LEVEL: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 pub fn init(log: &Log) {
     let from_env = EnvFilter::try_from_default_env().ok();
     let fixed = from_env.is_some();
-    let filter = from_env.unwrap_or_else(|| EnvFilter::new(&log.level));
+    let filter = from_env.unwrap_or_else(|| EnvFilter::new(quiet(&log.level)));
     let (filter, handle) = reload::Layer::new(filter);
     let registry = tracing_subscriber::registry().with(filter);
     let installed = match log.format {
@@ -33,9 +33,14 @@ pub fn init(log: &Log) {
     }
 }
 
+/// `rtc-dtls` warns of each extension of a ClientHello that it doesn't know, and strangers write those.
+fn quiet(level: &str) -> String {
+    format!("rtc_dtls=error,{level}")
+}
+
 /// Takes a reloaded `log.level`; where `RUST_LOG` is set, it stays.
 pub fn set_level(level: &str) {
-    if let (Some(handle), Ok(filter)) = (LEVEL.get(), EnvFilter::try_new(level)) {
+    if let (Some(handle), Ok(filter)) = (LEVEL.get(), EnvFilter::try_new(quiet(level))) {
         let _ = handle.reload(filter);
     }
 }

@@ -19,6 +19,7 @@ mod cycles;
 mod disclosure;
 mod faults;
 mod frozen;
+mod handshake;
 mod harness;
 mod hop;
 mod hop_faults;

@@ -16,6 +16,8 @@ mod sdp;
 mod world;
 
 mod chain;
+mod dtls;
+mod dtls_pair;
 mod golden;
 mod handshake;
 mod hop;
