@@ -57,6 +57,8 @@ pub enum CloseReason {
     Fingerprint,
     /// We ended it.
     Local,
+    /// A mistake of ours: handling it panicked, or its sockets could not be used.
+    Defect,
 }
 
 impl CloseReason {
@@ -69,6 +71,7 @@ impl CloseReason {
             Self::Handshake(_) => "handshake",
             Self::Fingerprint => "fingerprint",
             Self::Local => "local",
+            Self::Defect => "defect",
         }
     }
 }
