@@ -29,6 +29,15 @@ struct Inner {
 }
 
 impl Inner {
+    /// The first reason is the one that matters.
+    fn fail(&self, why: String) {
+        self.ended.send_if_modified(|ended| {
+            let first = ended.is_none();
+            ended.get_or_insert(why);
+            first
+        });
+    }
+
     fn restarted(&self, name: &'static str) {
         let mut restarted = self
             .restarted
@@ -86,7 +95,7 @@ impl Tasks {
         tokio::spawn(async move {
             let ended = tokio::spawn(task).await;
             if let Some(how) = how(&ended).filter(|_| !*inner.stopping.borrow()) {
-                inner.ended.send_replace(Some(format!("{name} {how}")));
+                inner.fail(format!("{name} {how}"));
             }
         })
     }
@@ -98,7 +107,7 @@ impl Tasks {
 
     /// Says that the process cannot go on.
     pub(crate) fn fail(&self, why: &str) {
-        self.0.ended.send_replace(Some(why.to_owned()));
+        self.0.fail(why.to_owned());
     }
 
     /// Waits until the process cannot go on, and says why.
@@ -197,6 +206,12 @@ mod tests {
             let ended = tokio::time::timeout(SOON, tasks.ended()).await;
             assert_eq!(ended.as_deref(), Ok(why));
             assert_eq!(tasks.failed().as_deref(), Some(why));
+            tasks.fail("something else");
+            assert_eq!(
+                tasks.failed().as_deref(),
+                Some(why),
+                "the first reason stays"
+            );
             other.abort();
         }
     }
