@@ -32,6 +32,9 @@ use std::time::Instant;
 /// How often it is looked whether the engine's watcher runs.
 const WATCHER_EVERY: std::time::Duration = std::time::Duration::from_secs(1);
 
+/// Where the process cannot go on, clients have so long to hear it: a second for a leave and its close, and a slow network.
+const LEAVING: std::time::Duration = std::time::Duration::from_secs(5);
+
 /// How often the folders of models are looked at.
 const MODELS_EVERY: std::time::Duration = std::time::Duration::from_secs(2);
 
@@ -155,9 +158,9 @@ pub async fn run(settings: Settings, path: &Path) -> Result<(), Fault> {
     );
     let serving = signal::serve(bound, Arc::new(Door(app.clone())), draining);
     let serving = tasks.need("signalling", serving);
-    let grace = live.load().session.drain_grace;
     let drained = async {
         shutdown_signal().await?;
+        let grace = live.load().session.drain_grace;
         tracing::info!(?grace, "draining: no new sessions");
         overview.draining.store(true, Ordering::Relaxed);
         drain.send_replace(Drain::Draining);
@@ -178,8 +181,12 @@ pub async fn run(settings: Settings, path: &Path) -> Result<(), Fault> {
     };
     tasks.stop();
     drain.send_replace(Drain::Leaving);
-    // Returns when every connection has been closed.
-    let _ = serving.await;
+    // Returns when every connection has been closed; where something is broken, that is not to be relied on.
+    if over.is_ok() {
+        let _ = serving.await;
+    } else {
+        let _ = tokio::time::timeout(LEAVING, serving).await;
+    }
     drop(audit_ends);
     if let Some(auditing) = auditing {
         // It has only its last lines to write.

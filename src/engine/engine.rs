@@ -1,6 +1,6 @@
 //! The engine as the rest of the sidecar sees it: start, ports, what may be used now, how it is.
 
-use std::hash::{Hash, Hasher};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use auralink_proto::ladder::{Frames, Rung, Rungs};
 use crossbeam_channel::{Receiver, Sender};
-use rustc_hash::FxHasher;
 
 use crate::breaker::Settings as BreakerSettings;
 use crate::job::{Busy, Job, Outcome};
@@ -385,15 +384,38 @@ impl Port {
 
     /// The thread that a track, or what it shares with others, is pinned to.
     fn slot(&self, job: &Job) -> Option<&Slot> {
-        let mut hasher = FxHasher::default();
-        match job.source() {
-            Some(source) => source.hash(&mut hasher),
-            None => (self.port.id, job.track()).hash(&mut hasher),
+        let slots = &self.shared.slots;
+        slots.get(place(self.port.id, job.track(), job.source(), slots.len()))
+    }
+}
+
+/// Which of so many threads it is. Tracks of different peer connections differ in their high bits only, so that a hash is needed whose
+/// every bit depends on all of them.
+fn place(port: u32, track: u64, source: Option<u128>, slots: usize) -> usize {
+    let mut hasher = DefaultHasher::new();
+    match source {
+        Some(source) => source.hash(&mut hasher),
+        None => (port, track).hash(&mut hasher),
+    }
+    (hasher.finish() % slots.max(1) as u64) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A hundred participants with one microphone each, as a worker numbers their tracks.
+    #[test]
+    fn tracks_are_spread_over_all_threads() {
+        for slots in 2..=16 {
+            let mut tracks = vec![0u32; slots];
+            for relay in 1..=100u64 {
+                tracks[place(0, relay << 16, None, slots)] += 1;
+            }
+            let mean = 100 / slots as u32;
+            let most = tracks.iter().max().unwrap();
+            assert!(*most <= 2 * mean + 4, "{tracks:?}");
+            assert!(tracks.iter().all(|n| *n > 0), "{tracks:?}");
         }
-        let slots = self.shared.slots.len() as u64;
-        // The high bits of this hash are its good ones.
-        self.shared
-            .slots
-            .get(((hasher.finish() >> 32) % slots.max(1)) as usize)
     }
 }

@@ -4,11 +4,10 @@
 //! some places are always left for who comes next (dynamic thresholds: Choudhury and Hahne, IEEE/ACM Transactions on Networking
 //! 6(2), 1998). So where there is too much to do, those who ask for most are refused first.
 
-use std::hash::{Hash, Hasher};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use auralink_proto::relay::relay_of_track;
-use rustc_hash::FxHasher;
 
 /// Places in the table. Two who fall into one have a share together, which is seldom, and does no harm while there is room.
 const PLACES: usize = 512;
@@ -25,10 +24,9 @@ impl Default for Shares {
 impl Shares {
     /// The place of a port's track: that of its peer connection.
     pub(crate) fn of(port: u32, track: u64) -> usize {
-        let mut hasher = FxHasher::default();
+        let mut hasher = DefaultHasher::new();
         (port, relay_of_track(track)).hash(&mut hasher);
-        // The high bits of this hash are its good ones.
-        (hasher.finish() >> 32) as usize % PLACES
+        hasher.finish() as usize % PLACES
     }
 
     /// Takes a place for one more job where `free` are left in the queue; `always`: whatever else waits.

@@ -153,7 +153,6 @@ impl Watcher {
     fn caught(&mut self, what: &str, work: impl FnOnce(&mut Self)) {
         if catch_unwind(AssertUnwindSafe(|| work(self))).is_err() {
             tracing::error!("{what} panicked");
-            count(&self.shared.counters.restarts);
             let problem = format!("{what} panicked; the log says where");
             let mut report = lock(&self.shared.report);
             if !report.problems.contains(&problem) {
@@ -176,11 +175,20 @@ impl Watcher {
     /// Gives every thread that runs models of its own.
     fn equip(&mut self) {
         for index in 0..self.watched.len() {
-            let kit = self.kit();
+            let kit = self.kit_if_any();
             if let Some(slot) = self.shared.slots.get(index) {
                 let _ = slot.kits.send(kit);
             }
         }
+    }
+
+    /// A thread's models; without them it has Opus.
+    fn kit_if_any(&mut self) -> Kit {
+        let mut kit = Kit::default();
+        self.caught("making a codec thread's models", |watcher| {
+            kit = watcher.kit();
+        });
+        kit
     }
 
     fn kit(&mut self) -> Kit {
@@ -280,7 +288,7 @@ impl Watcher {
     }
 
     fn put_up(&mut self, index: usize, now: Instant) {
-        let (kit, clock) = (self.kit(), self.clock);
+        let (kit, clock) = (self.kit_if_any(), self.clock);
         let (Some(slot), Some(watched)) =
             (self.shared.slots.get(index), self.watched.get_mut(index))
         else {
