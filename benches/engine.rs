@@ -328,7 +328,7 @@ fn main() {
         stall: Duration::from_secs(10),
         // What is measured is how late it gets, not how it saves itself.
         breaker: BreakerSettings {
-            failures: usize::MAX / 8,
+            failures: u32::MAX / 8,
             ..BreakerSettings::default()
         },
         ..EngineConfig::default()

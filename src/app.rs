@@ -32,6 +32,8 @@ const LEFT_GRACE: Duration = Duration::from_secs(1);
 pub(crate) struct Cell {
     pub(crate) id: SessionId,
     pub(crate) worker: usize,
+    /// Given back when nobody knows the session any more.
+    _place: media::Place,
     /// What the token says; in memory only, logs and pages have the hash.
     claims: token::Claims,
     pub(crate) identity_hash: String,
@@ -219,7 +221,8 @@ impl App {
             .live
             .policy(&claims.room, &claims.identity, &claims.api_key);
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let worker = self.media.least_loaded();
+        let place = self.media.place();
+        let worker = place.worker();
         let session = Session::new(SessionConfig {
             policy,
             fingerprint: self.fingerprint.clone(),
@@ -231,6 +234,7 @@ impl App {
         Arc::new(Cell {
             id,
             worker,
+            _place: place,
             claims: claims.clone(),
             identity_hash: self.identity_hash(&claims.identity),
             policy,

@@ -11,6 +11,7 @@ pub mod logging;
 pub mod media;
 mod overview;
 pub mod signal;
+mod tasks;
 
 use crate::admin::{Admin, Rooms};
 use crate::app::{App, Door};
@@ -20,6 +21,7 @@ use crate::fault::{Fault, What};
 use crate::media::{Media, MediaConfig};
 use crate::overview::Overview;
 use crate::signal::Drain;
+use crate::tasks::Tasks;
 use auralink_engine::{Engine, EngineConfig};
 use auralink_proto::dtls::Identity;
 use std::path::Path;
@@ -27,17 +29,26 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+/// How often it is looked whether the engine's watcher runs.
+const WATCHER_EVERY: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// Where the process cannot go on, clients have so long to hear it: a second for a leave and its close, and a slow network.
+const LEAVING: std::time::Duration = std::time::Duration::from_secs(5);
+
 /// How often the folders of models are looked at.
 const MODELS_EVERY: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// Runs the sidecar until SIGTERM or SIGINT, then drains it.
 ///
 /// # Errors
-/// What kept it from starting: a port in use, a certificate that cannot be read.
+/// What kept it from starting: a port in use, a certificate that cannot be read; or a thread or task that has ended without which
+/// it cannot go on.
 pub async fn run(settings: Settings, path: &Path) -> Result<(), Fault> {
     let cannot = |error: std::io::Error| Fault::internal(What::Config, error.to_string());
     let recorder = admin::metrics::install()
         .map_err(|error| Fault::internal(What::Defect, "no metrics").because(error))?;
+    tasks::see_panics();
+    let tasks = Tasks::new();
     let live = Live::new(settings, path);
     let settings = live.load();
     let identity = Identity::generate()
@@ -70,9 +81,28 @@ pub async fn run(settings: Settings, path: &Path) -> Result<(), Fault> {
         identity.fingerprint().to_owned(),
         runtime,
     )?;
-    tokio::spawn(app.clone().follow(events_from_media));
-    tokio::spawn(media.clone().accept_tcp());
-    tokio::spawn(live.clone().watch());
+    tasks.need("media events", app.clone().follow(events_from_media));
+    let accepting = media.clone();
+    tasks.keep("ice-tcp", move || {
+        let accepting = accepting.clone().accept_tcp();
+        async move {
+            if let Err(error) = accepting.await {
+                tracing::error!(%error, "ICE-TCP connections cannot be accepted");
+            }
+        }
+    });
+    let watching = live.clone();
+    tasks.keep("reload", move || watching.clone().watch());
+    let (worker, told) = (media.clone(), tasks.clone());
+    tasks.need("workers' watch", async move {
+        told.fail(&worker.ended().await);
+    });
+    let watched = engine.clone();
+    tasks.need("codec-watch", async move {
+        while watched.is_watched() {
+            tokio::time::sleep(WATCHER_EVERY).await;
+        }
+    });
     let (audit_ends, audit_end) = tokio::sync::watch::channel(());
     let mut auditing = None;
     if let Some(path) = &settings.audit {
@@ -83,16 +113,19 @@ pub async fn run(settings: Settings, path: &Path) -> Result<(), Fault> {
         let (notes, noted) = tokio::sync::mpsc::unbounded_channel();
         app.audited_by(notes);
         let follow = audit.follow(media.clone(), engine.clone(), noted, audit_end);
-        auditing = Some(tokio::spawn(follow));
+        auditing = Some(tasks.need("audit", follow));
     }
-    tokio::spawn(watch_models(engine.clone()));
-    let mut generations = live.subscribe();
-    let reloaded = app.clone();
-    let reloaded_live = live.clone();
-    tokio::spawn(async move {
-        while generations.changed().await.is_ok() {
-            logging::set_level(&reloaded_live.load().log.level);
-            reloaded.policy_changed();
+    let models = engine.clone();
+    tasks.keep("models", move || watch_models(models.clone()));
+    let (reloaded, reloaded_live) = (app.clone(), live.clone());
+    tasks.keep("policy", move || {
+        let (app, live) = (reloaded.clone(), reloaded_live.clone());
+        let mut generations = live.subscribe();
+        async move {
+            while generations.changed().await.is_ok() {
+                logging::set_level(&live.load().log.level);
+                app.policy_changed();
+            }
         }
     });
     let overview = Arc::new(Overview {
@@ -103,16 +136,19 @@ pub async fn run(settings: Settings, path: &Path) -> Result<(), Fault> {
         started: Instant::now(),
         draining: AtomicBool::new(false),
         upstream_answers: AtomicBool::new(false),
+        tasks: tasks.clone(),
     });
     let rooms = Rooms::new(settings.metrics.rooms);
-    tokio::spawn(overview.clone().meter(rooms.clone()));
-    tokio::spawn(overview.clone().probe());
+    let (meter, metered) = (overview.clone(), rooms.clone());
+    tasks.keep("room meter", move || meter.clone().meter(metered.clone()));
+    let probe = overview.clone();
+    tasks.keep("upstream probe", move || probe.clone().probe());
     let admin = Admin {
         source: overview.clone(),
         metrics: recorder,
         rooms,
     };
-    tokio::spawn(admin::serve(admin_bound, Arc::new(admin)));
+    tasks.need("admin", admin::serve(admin_bound, Arc::new(admin)));
     let (drain, draining) = tokio::sync::watch::channel(Drain::Running);
     tracing::info!(
         listen = %bound.local_addr(),
@@ -120,26 +156,44 @@ pub async fn run(settings: Settings, path: &Path) -> Result<(), Fault> {
         workers = settings.media.workers,
         "serving"
     );
-    let serving = tokio::spawn(signal::serve(bound, Arc::new(Door(app.clone())), draining));
-    shutdown_signal().await?;
-    let grace = live.load().session.drain_grace;
-    tracing::info!(?grace, "draining: no new sessions");
-    overview.draining.store(true, Ordering::Relaxed);
-    drain.send_replace(Drain::Draining);
-    let until = tokio::time::Instant::now() + grace;
-    while !app.cells().is_empty() && tokio::time::Instant::now() < until {
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
+    let serving = signal::serve(bound, Arc::new(Door(app.clone())), draining);
+    let serving = tasks.need("signalling", serving);
+    let drained = async {
+        shutdown_signal().await?;
+        let grace = live.load().session.drain_grace;
+        tracing::info!(?grace, "draining: no new sessions");
+        overview.draining.store(true, Ordering::Relaxed);
+        drain.send_replace(Drain::Draining);
+        let until = tokio::time::Instant::now() + grace;
+        while !app.cells().is_empty() && tokio::time::Instant::now() < until {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        Ok(())
+    };
+    let over = tokio::select! {
+        drained = drained => drained,
+        why = tasks.ended() => {
+            // Whose media is gone should join anew at once, and not here: so nobody waits for the others.
+            tracing::error!(why, "cannot go on: all clients are told to reconnect, and the process ends");
+            overview.draining.store(true, Ordering::Relaxed);
+            Err(Fault::internal(What::Defect, why))
+        }
+    };
+    tasks.stop();
     drain.send_replace(Drain::Leaving);
-    // Returns when every connection has been closed.
-    let _ = serving.await;
+    // Returns when every connection has been closed; where something is broken, that is not to be relied on.
+    if over.is_ok() {
+        let _ = serving.await;
+    } else {
+        let _ = tokio::time::timeout(LEAVING, serving).await;
+    }
     drop(audit_ends);
     if let Some(auditing) = auditing {
         // It has only its last lines to write.
         let _ = auditing.await;
     }
     tracing::info!("stopped");
-    Ok(())
+    over
 }
 
 async fn shutdown_signal() -> Result<(), Fault> {

@@ -10,6 +10,7 @@ use crate::admin::{RoomMeter, Rooms, StatusSource};
 use crate::app::App;
 use crate::config::{Live, Upstream};
 use crate::media::{HopSnapshot, LegSnapshot, Media, SessionId, Snapshot};
+use crate::tasks::Tasks;
 use auralink_engine::Engine;
 use auralink_proto::coding::HopStats;
 use auralink_proto::description::Target;
@@ -37,6 +38,7 @@ pub(crate) struct Overview {
     pub(crate) started: Instant,
     pub(crate) draining: AtomicBool,
     pub(crate) upstream_answers: AtomicBool,
+    pub(crate) tasks: Tasks,
 }
 
 impl Overview {
@@ -78,6 +80,22 @@ impl Overview {
             let knock = tokio::time::timeout(PROBE_EVERY, answers(&upstream)).await;
             let answers = matches!(knock, Ok(Ok(true)));
             self.upstream_answers.store(answers, Ordering::Relaxed);
+        }
+    }
+
+    fn tasks_check(&self) -> Check {
+        let (state, detail) = match (self.tasks.failed(), self.tasks.restarted()) {
+            (Some(why), _) => (CheckState::Failed, format!("{why}; the process ends")),
+            (None, Some(name)) => {
+                let detail = format!("{name} had to be restarted; the log says where it failed");
+                (CheckState::Warning, detail)
+            }
+            (None, None) => (CheckState::Ok, String::new()),
+        };
+        Check {
+            name: "tasks",
+            state,
+            detail,
         }
     }
 
@@ -193,6 +211,7 @@ fn totals(app: &App, snapshots: &[Arc<Snapshot>]) -> Totals {
             }
         }
         let counters = &snapshot.counters;
+        totals.panics += counters.panics;
         totals.received_datagrams += counters.received;
         totals.received_bytes += counters.received_bytes;
         totals.sent_datagrams += counters.sent;
@@ -201,6 +220,7 @@ fn totals(app: &App, snapshots: &[Arc<Snapshot>]) -> Totals {
             ("unknown_ufrag", counters.dropped_unknown_ufrag),
             ("unknown_address", counters.dropped_unknown_address),
             ("socket", counters.dropped_send),
+            ("handshake", counters.dropped_handshake),
         ] {
             *drops.entry(reason).or_default() += count;
         }
@@ -229,6 +249,7 @@ fn totals(app: &App, snapshots: &[Arc<Snapshot>]) -> Totals {
 impl StatusSource for Overview {
     fn snapshot(&self) -> Status {
         let snapshots = self.media.snapshots();
+        let (alive, placed) = (self.media.alive(), self.media.placed());
         let reload = self.live.state();
         Status {
             version: env!("CARGO_PKG_VERSION"),
@@ -241,7 +262,8 @@ impl StatusSource for Overview {
                 .enumerate()
                 .map(|(index, snapshot)| WorkerStatus {
                     index,
-                    alive: self.media.alive(),
+                    alive: alive.get(index).copied().unwrap_or_default(),
+                    sessions: placed.get(index).copied().unwrap_or_default(),
                     peer_connections: snapshot.pcs.len(),
                     received: snapshot.counters.received,
                     sent: snapshot.counters.sent,
@@ -262,7 +284,8 @@ impl StatusSource for Overview {
             }
         };
         let answers = self.upstream_answers.load(Ordering::Relaxed);
-        let alive = self.media.alive();
+        let dead = self.media.alive().iter().position(|alive| !alive);
+        let alive = dead.is_none();
         let failed = self.live.state().failed;
         Readiness {
             draining: self.draining.load(Ordering::Relaxed),
@@ -279,12 +302,11 @@ impl StatusSource for Overview {
                 Check {
                     name: "workers",
                     state: state(alive),
-                    detail: if alive {
-                        String::new()
-                    } else {
-                        "a media worker has ended; restart the process".to_owned()
-                    },
+                    detail: dead.map_or_else(String::new, |worker| {
+                        format!("media worker {worker} has ended; the process ends")
+                    }),
                 },
+                self.tasks_check(),
                 Check {
                     name: "config",
                     state: if failed.is_some() {

@@ -107,7 +107,7 @@ table! {
     LEGS = Kind::Gauge, "auralink_legs", [SIDE, ("state", "checking, handshaking, established, closed")],
         "Legs of live peer connections.";
     LEGS_CLOSED = Kind::Counter, "auralink_legs_closed_total",
-        [SIDE, ("reason", "peer_closed, consent_lost, handshake, fingerprint, local")],
+        [SIDE, ("reason", "peer_closed, consent_lost, handshake, fingerprint, local, defect")],
         "Legs that ended, by the reason that ended their peer connection.";
     LEG_SETUP = Kind::Histogram(SECONDS), "auralink_leg_setup_seconds", [SIDE],
         "Seconds from a leg's making to its keys: ICE and DTLS.";
@@ -131,7 +131,7 @@ table! {
     DATAGRAM_BYTES = Kind::Counter, "auralink_datagram_bytes_total", [("op", "received, sent")],
         "Their bytes, IP and UDP headers not counted.";
     TCP_REFUSED = Kind::Counter, "auralink_tcp_refused_total", [],
-        "ICE-TCP connections refused: too many, or none of a session's.";
+        "ICE-TCP connections refused: silent for too long, or for longer than others when there were too many, or none of a session's.";
 
     HOP_PACKETS = Kind::Counter, "auralink_hop_packets_total",
         [("what", "sent, sent_with_copy, received, lost, lost_but_copied, unreadable")],
@@ -162,6 +162,15 @@ table! {
         "Lines of the audit log that could not be written.";
     ENGINE_RESTARTS = Kind::Counter, "auralink_engine_restarts_total", [],
         "Codec threads started again after a panic or a hang.";
+
+    WORKER_ALIVE = Kind::Gauge, "auralink_worker_alive", [("worker", "from 0")],
+        "1 while the media worker's thread runs; where one has ended, the process is about to.";
+    WORKER_SESSIONS = Kind::Gauge, "auralink_worker_sessions", [("worker", "from 0")],
+        "Sessions that were assigned to the media worker.";
+    TASK_RESTARTS = Kind::Counter, "auralink_task_restarts_total", [("task", "as in /readyz")],
+        "Tasks that ended and were restarted.";
+    PANICS = Kind::Counter, "auralink_panics_total", [("thread", "its name")],
+        "Panics, each a mistake in the program: one in a media thread ends one peer connection, one in a codec thread has it restarted.";
 
     ROOM_SESSIONS = Kind::Gauge, "auralink_room_sessions", [("room", "its name, or other")],
         "Live sessions of a room; rooms beyond metrics.rooms are other.";
@@ -240,6 +249,13 @@ pub fn publish(status: &Status) {
     gauge!(PEER_CONNECTIONS.name).set(pcs);
     for ((side, state), n) in legs {
         gauge!(LEGS.name, "side" => side, "state" => state).set(n);
+    }
+
+    for worker in &status.workers {
+        let label = worker.index.to_string();
+        let alive = u8::from(worker.alive);
+        gauge!(WORKER_ALIVE.name, "worker" => label.clone()).set(f64::from(alive));
+        gauge!(WORKER_SESSIONS.name, "worker" => label).set(worker.sessions as f64);
     }
 
     super::hop::publish(&status.totals.hop, &status.totals.recode, &status.engine);

@@ -37,8 +37,10 @@ pub struct Status {
 pub struct WorkerStatus {
     /// From 0.
     pub index: usize,
-    /// The media threads run. One that ended makes it false for all: restart the process.
+    /// Its thread runs. Where one has ended, the process is about to.
     pub alive: bool,
+    /// Sessions that were assigned to it.
+    pub sessions: usize,
     /// Peer connections pinned to it.
     pub peer_connections: usize,
     /// Datagrams received on all its sockets.
@@ -180,6 +182,8 @@ pub struct Totals {
     pub sent_datagrams: u64,
     /// Their bytes, IP and UDP headers not counted.
     pub sent_bytes: u64,
+    /// Peer connections that were ended because handling them panicked.
+    pub panics: u64,
     /// What was dropped, by reason.
     pub drops: BTreeMap<&'static str, u64>,
     /// The AIC hops, both directions.
@@ -210,7 +214,7 @@ impl Readiness {
 /// One thing that readiness depends on.
 #[derive(Debug, Clone, Serialize)]
 pub struct Check {
-    /// `upstream`, `workers`, `config`, `engine`.
+    /// `upstream`, `workers`, `tasks`, `config`, `engine`.
     pub name: &'static str,
     /// How it is.
     pub state: CheckState,

@@ -1,8 +1,9 @@
 //! A circuit breaker with hysteresis: what keeps failing isn't asked for a while, then tried with a few, then trusted again.
 //!
-//! Pure state: the time is an argument. One breaker stands for each rung and one for the whole engine ([`Breakers`]).
+//! Pure state: the time is an argument. Each codec thread has one breaker for each rung and one for all it does ([`Breakers`]):
+//! what hangs or is slow on one thread says nothing of the others. It judges by the share that failed, because a busy thread
+//! has more accidents in a second than an idle one and is no worse for it.
 
-use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use auralink_proto::ladder::{Rung, Rungs};
@@ -10,8 +11,10 @@ use auralink_proto::ladder::{Rung, Rungs};
 /// When a breaker opens, for how long, and what closes it.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
-    /// So many failures within `window` open it.
-    pub failures: usize,
+    /// So many failures within `window` open it, ...
+    pub failures: u32,
+    /// ... if they are at least this share of what was done in it, from 0 to 1.
+    pub share: f32,
     /// See `failures`.
     pub window: Duration,
     /// How long it stays open at first; twice as long after each trial that fails.
@@ -24,10 +27,11 @@ pub struct Settings {
 
 impl Default for Settings {
     /// Five groups late or failed within two seconds are a fifth of a second of one track: long enough to be no accident,
-    /// short enough that nobody listens to it for long.
+    /// short enough that nobody listens to it for long. And they are a tenth of what one track says in that time.
     fn default() -> Self {
         Self {
             failures: 5,
+            share: 0.1,
             window: Duration::from_secs(2),
             open: Duration::from_secs(2),
             max_open: Duration::from_secs(60),
@@ -43,13 +47,55 @@ enum State {
     Trial { passed: u32 },
 }
 
+/// Into so many parts the window is cut: what falls out of it does so a tenth at a time.
+const PARTS: u32 = 10;
+
+/// What was done and what of it failed, in the last while.
+#[derive(Debug, Clone, Default)]
+struct Tally {
+    parts: [(u32, u32); PARTS as usize],
+    /// Which part is the present one, counted from the breaker's beginning.
+    at: u64,
+}
+
+impl Tally {
+    /// Counts something done in the part numbered `at`.
+    fn count(&mut self, at: u64, failed: bool) {
+        self.forget(at);
+        let place = (at % u64::from(PARTS)) as usize;
+        if let Some((done, failures)) = self.parts.get_mut(place) {
+            *done = done.saturating_add(1);
+            *failures = failures.saturating_add(u32::from(failed));
+        }
+    }
+
+    /// Empties the parts that have passed between the last and the one numbered `at`.
+    fn forget(&mut self, at: u64) {
+        for passed in 1..=at.saturating_sub(self.at).min(u64::from(PARTS)) {
+            let place = (self.at + passed) % u64::from(PARTS);
+            if let Some(part) = self.parts.get_mut(place as usize) {
+                *part = (0, 0);
+            }
+        }
+        self.at = self.at.max(at);
+    }
+
+    /// How much was done, and how much of it failed.
+    fn sum(&self) -> (u32, u32) {
+        let add =
+            |a: (u32, u32), b: &(u32, u32)| (a.0.saturating_add(b.0), a.1.saturating_add(b.1));
+        self.parts.iter().fold((0, 0), add)
+    }
+}
+
 /// One circuit breaker.
 #[derive(Debug, Clone)]
 pub struct Breaker {
     settings: Settings,
+    start: Instant,
     state: State,
-    /// The latest failures while closed; at most `settings.failures`.
-    failed: VecDeque<Instant>,
+    /// Of what was done while closed.
+    tally: Tally,
     /// How long it is to stay open next time.
     open_for: Duration,
     opened: u64,
@@ -61,11 +107,19 @@ impl Breaker {
     pub fn new(settings: Settings, now: Instant) -> Self {
         Self {
             settings,
+            start: now,
             state: State::Closed { since: now },
-            failed: VecDeque::new(),
+            tally: Tally::default(),
             open_for: settings.open,
             opened: 0,
         }
+    }
+
+    /// The part of the window that `now` lies in.
+    fn part(&self, now: Instant) -> u64 {
+        let part = (self.settings.window / PARTS).as_micros().max(1);
+        let passed = now.saturating_duration_since(self.start).as_micros();
+        u64::try_from(passed / part).unwrap_or(u64::MAX)
     }
 
     /// What it stands for may be used now. Past its time an open breaker lets a trial begin.
@@ -80,8 +134,10 @@ impl Breaker {
 
     /// Something was done in time. A success that was asked for before it opened changes nothing.
     pub fn succeeded(&mut self, now: Instant) {
+        let part = self.part(now);
         match &mut self.state {
             State::Closed { since } => {
+                self.tally.count(part, false);
                 if now.saturating_duration_since(*since) >= self.settings.max_open {
                     self.open_for = self.settings.open;
                 }
@@ -90,7 +146,7 @@ impl Breaker {
             State::Trial { passed } => {
                 *passed += 1;
                 if *passed >= self.settings.trials {
-                    self.failed.clear();
+                    self.tally = Tally::default();
                     self.state = State::Closed { since: now };
                 }
             }
@@ -101,14 +157,10 @@ impl Breaker {
     pub fn failed(&mut self, now: Instant) -> bool {
         match self.state {
             State::Closed { .. } => {
-                if self.failed.len() >= self.settings.failures.max(1) {
-                    self.failed.pop_front();
-                }
-                self.failed.push_back(now);
-                let enough = self.failed.len() >= self.settings.failures.max(1)
-                    && self.failed.front().is_some_and(|first| {
-                        now.saturating_duration_since(*first) <= self.settings.window
-                    });
+                self.tally.count(self.part(now), true);
+                let (done, failed) = self.tally.sum();
+                let enough = failed >= self.settings.failures.max(1)
+                    && f64::from(failed) >= f64::from(done) * f64::from(self.settings.share);
                 if enough {
                     self.trip(now);
                 }
@@ -127,7 +179,7 @@ impl Breaker {
         if matches!(self.state, State::Open { .. }) {
             return;
         }
-        self.failed.clear();
+        self.tally = Tally::default();
         self.state = State::Open {
             until: now + self.open_for,
         };
@@ -142,24 +194,24 @@ impl Breaker {
     }
 }
 
-/// The breakers of every coded rung and that of the engine.
+/// The breakers of one codec thread: of every coded rung, and of all it does.
 #[derive(Debug, Clone)]
 pub struct Breakers {
     rungs: [Breaker; 6],
-    engine: Breaker,
+    all: Breaker,
 }
 
 impl Breakers {
-    /// All closed. The engine's needs four times the failures of a rung's, because every rung's waiting counts towards it.
+    /// All closed. That of the thread needs four times the failures of a rung's, because every rung's waiting counts towards it.
     #[must_use]
     pub fn new(settings: Settings, now: Instant) -> Self {
-        let engine = Settings {
+        let all = Settings {
             failures: settings.failures.saturating_mul(4),
             ..settings
         };
         Self {
             rungs: std::array::from_fn(|_| Breaker::new(settings, now)),
-            engine: Breaker::new(engine, now),
+            all: Breaker::new(all, now),
         }
     }
 
@@ -174,7 +226,7 @@ impl Breakers {
         if let Some(breaker) = self.rung(rung) {
             breaker.succeeded(now);
         }
-        self.engine.succeeded(now);
+        self.all.succeeded(now);
     }
 
     /// The codec of `rung` failed, or took too long by itself.
@@ -182,12 +234,12 @@ impl Breakers {
         if let Some(breaker) = self.rung(rung) {
             breaker.failed(now);
         }
-        self.engine.failed(now);
+        self.all.failed(now);
     }
 
-    /// A job waited too long for its turn: nothing against its rung, but against the engine.
+    /// A job waited too long for its turn: nothing against its rung, but against the thread.
     pub fn waited(&mut self, now: Instant) {
-        self.engine.failed(now);
+        self.all.failed(now);
     }
 
     /// The codec of `rung` hangs.
@@ -197,9 +249,9 @@ impl Breakers {
         }
     }
 
-    /// The rungs that may be used now; none where the engine's breaker is open.
+    /// The rungs that may be used now; none where the thread's own breaker is open.
     pub fn allowed(&mut self, now: Instant) -> Rungs {
-        if !self.engine.allows(now) {
+        if !self.all.allows(now) {
             return Rungs::NONE;
         }
         Rung::CODED
@@ -209,13 +261,13 @@ impl Breakers {
             .fold(Rungs::NONE, Rungs::with)
     }
 
-    /// How often each rung's breaker has opened, L1 first, then the engine's.
+    /// How often each rung's breaker has opened, L1 first, then the thread's.
     #[must_use]
     pub fn opened(&self) -> [u64; 7] {
         std::array::from_fn(|index| {
             self.rungs
                 .get(index)
-                .map_or(self.engine.opened(), Breaker::opened)
+                .map_or(self.all.opened(), Breaker::opened)
         })
     }
 }
@@ -230,6 +282,7 @@ mod tests {
         Breaker::new(
             Settings {
                 failures: 3,
+                share: 0.1,
                 window: MS * 1000,
                 open: MS * 500,
                 max_open: MS * 1500,
@@ -295,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rung_falls_alone_and_the_engine_with_all() {
+    fn a_rung_falls_alone_and_the_thread_with_all() {
         let now = Instant::now();
         let settings = Settings {
             failures: 3,
@@ -313,5 +366,80 @@ mod tests {
         assert_eq!(all.allowed(now), Rungs::NONE);
         assert_eq!(all.opened(), [0, 1, 0, 0, 0, 0, 1]);
         assert_eq!(all.allowed(now + settings.open), Rungs::ALL);
+    }
+
+    /// A thread that does 1,000 jobs a second, one of a thousand late; and one of a hundred.
+    #[test]
+    fn a_late_job_now_and_then_is_no_reason_to_stop() {
+        let start = Instant::now();
+        for each in [1000, 100] {
+            let mut breakers = Breakers::new(Settings::default(), start);
+            for n in 0..60_000u32 {
+                let now = start + MS * n;
+                assert!(breakers.allowed(now).has(Rung::L2), "one late of {each}");
+                if n % each == each - 1 {
+                    breakers.waited(now);
+                } else {
+                    breakers.succeeded(Rung::L2, now);
+                }
+            }
+            assert_eq!(breakers.opened(), [0; 7]);
+        }
+    }
+
+    /// The same for failures of a rung; where every fifth fails, however many there are, it stops.
+    #[test]
+    fn a_share_of_failures_opens_it_whatever_the_load() {
+        let start = Instant::now();
+        for a_second in [25u32, 250, 2500] {
+            let mut breakers = Breakers::new(Settings::default(), start);
+            let mut opened = None;
+            for n in 0..a_second * 10 {
+                let now = start + Duration::from_secs(1) * n / a_second;
+                if !breakers.allowed(now).has(Rung::L2) {
+                    opened = Some(now - start);
+                    break;
+                }
+                if n % 5 == 4 {
+                    breakers.failed(Rung::L2, now);
+                } else {
+                    breakers.succeeded(Rung::L2, now);
+                }
+            }
+            assert!(
+                opened.is_some_and(|after| after <= MS * 1000),
+                "{a_second} a second: {opened:?}"
+            );
+        }
+    }
+
+    /// One pause of 21 ms while 20 jobs wait: in a thread that has work the pause is an accident.
+    #[test]
+    fn one_pause_of_a_busy_thread_does_not_stop_it() {
+        let start = Instant::now();
+        let mut breakers = Breakers::new(Settings::default(), start);
+        for n in 0..1000u32 {
+            breakers.succeeded(Rung::L2, start + MS * n);
+        }
+        let now = start + MS * 1021;
+        for _ in 0..20 {
+            breakers.waited(now);
+        }
+        assert_eq!(breakers.allowed(now), Rungs::ALL);
+    }
+
+    #[test]
+    fn what_is_past_the_window_counts_no_more() {
+        let start = Instant::now();
+        let mut b = breaker(start);
+        // Long ago much went well; now everything fails.
+        for n in 0..10_000u32 {
+            b.succeeded(start + MS * n / 10);
+        }
+        for n in 0..3u32 {
+            assert!(b.allows(start + MS * (5000 + n)));
+            b.failed(start + MS * (5000 + n));
+        }
+        assert!(!b.allows(start + MS * 5002));
     }
 }

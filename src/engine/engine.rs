@@ -1,6 +1,6 @@
 //! The engine as the rest of the sidecar sees it: start, ports, what may be used now, how it is.
 
-use std::hash::{Hash, Hasher};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 
 use auralink_proto::ladder::{Frames, Rung, Rungs};
 use crossbeam_channel::{Receiver, Sender};
-use rustc_hash::FxHasher;
 
 use crate::breaker::Settings as BreakerSettings;
 use crate::job::{Busy, Job, Outcome};
-use crate::pool::{Command, Item, PortShared, Shared, Slot, Watcher, count, lock, models_of};
+use crate::pool::{
+    Command, Item, PortShared, Shared, Shares, Slot, Watcher, count, lock, models_of,
+};
 use crate::source::{Folders, Source};
 
 /// How an engine is set up.
@@ -122,7 +123,7 @@ pub struct Counters {
     pub dropped: u64,
     /// Threads started again after a panic or a hang.
     pub restarts: u64,
-    /// How often each rung's breaker opened, L1 first, then the engine's.
+    /// How often breakers opened, of all threads: each rung's, L1 first, then those of whole threads.
     pub opened: [u64; 7],
 }
 
@@ -224,6 +225,14 @@ impl Engine {
         models_of(lock(&self.shared.report).codec.as_deref())
     }
 
+    /// Whether the thread that watches over the others runs. Without it nobody notices a codec that hangs.
+    #[must_use]
+    pub fn is_watched(&self) -> bool {
+        self.watcher
+            .as_ref()
+            .is_some_and(|watcher| !watcher.is_finished())
+    }
+
     /// How it is, in words.
     #[must_use]
     pub fn status(&self) -> Status {
@@ -237,11 +246,17 @@ impl Engine {
                 self.shared.config.threads
             ));
         }
+        if !self.is_watched() {
+            problems.push("the thread that watches over the codecs has ended".to_owned());
+        }
         let rungs = self.rungs();
-        for rung in self.decodable().iter().filter(|rung| !rungs.has(*rung)) {
-            if rung >= Rung::L3 || report.bundles.len() == 2 {
+        for rung in self.decodable().iter() {
+            let off = self.shared.slots.iter();
+            let off = off.filter(|slot| !slot.allowed().has(rung)).count();
+            if off > 0 && (rung >= Rung::L3 || report.bundles.len() == 2) {
                 problems.push(format!(
-                    "{rung} is off for a while: it failed or came late too often"
+                    "{rung} is off for a while on {off} of {} codec threads: it failed or came late too often",
+                    self.shared.config.threads
                 ));
             }
         }
@@ -304,25 +319,34 @@ impl Port {
     /// Hands a job in. Never blocks.
     ///
     /// # Errors
-    /// The job isn't taken where the track's thread is behind ([`Busy::Full`]) or hangs ([`Busy::Hangs`]), or the engine has ended.
+    /// The job isn't taken where the track's thread is behind or this participant has its share of the queue ([`Busy::Full`]), where
+    /// the thread hangs ([`Busy::Hangs`]), or where the engine has ended.
     pub fn try_send(&self, job: Job) -> Result<(), Busy> {
         if self.shared.ended.load(Ordering::Relaxed) {
             return Err(Busy::Ended);
         }
         let slot = self.slot(&job).ok_or(Busy::Ended)?;
-        // A track that ends is told even to a thread that hangs.
-        let up = slot.up.load(Ordering::Relaxed) || matches!(job, Job::Close { .. });
-        let item = Item {
-            job,
-            sent: Instant::now(),
-            port: self.port.clone(),
-        };
-        if up && slot.jobs.try_send(item).is_ok() {
-            Ok(())
-        } else {
-            count(&self.shared.counters.busy);
-            Err(if up { Busy::Full } else { Busy::Hangs })
+        // A track that ends is told even to a thread that hangs, and whatever else waits.
+        let ends = matches!(job, Job::Close { .. });
+        let up = slot.up.load(Ordering::Relaxed) || ends;
+        // Nothing may be used there: it would only come back refused.
+        let codes = ends || matches!(job, Job::Decode(_)) || slot.allowed() != Rungs::NONE;
+        let share = Shares::of(self.port.id, job.track());
+        let free = self.shared.config.queue.saturating_sub(slot.jobs.len());
+        if up && codes && slot.shares.take(share, free, ends) {
+            let item = Item {
+                job,
+                sent: Instant::now(),
+                port: self.port.clone(),
+                share,
+            };
+            if slot.jobs.try_send(item).is_ok() {
+                return Ok(());
+            }
+            slot.shares.give_back(share);
         }
+        count(&self.shared.counters.busy);
+        Err(if up { Busy::Full } else { Busy::Hangs })
     }
 
     /// The next outcome, if there is one. Never blocks.
@@ -360,15 +384,38 @@ impl Port {
 
     /// The thread that a track, or what it shares with others, is pinned to.
     fn slot(&self, job: &Job) -> Option<&Slot> {
-        let mut hasher = FxHasher::default();
-        match job.source() {
-            Some(source) => source.hash(&mut hasher),
-            None => (self.port.id, job.track()).hash(&mut hasher),
+        let slots = &self.shared.slots;
+        slots.get(place(self.port.id, job.track(), job.source(), slots.len()))
+    }
+}
+
+/// Which of so many threads it is. Tracks of different peer connections differ in their high bits only, so that a hash is needed whose
+/// every bit depends on all of them.
+fn place(port: u32, track: u64, source: Option<u128>, slots: usize) -> usize {
+    let mut hasher = DefaultHasher::new();
+    match source {
+        Some(source) => source.hash(&mut hasher),
+        None => (port, track).hash(&mut hasher),
+    }
+    (hasher.finish() % slots.max(1) as u64) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A hundred participants with one microphone each, as a worker numbers their tracks.
+    #[test]
+    fn tracks_are_spread_over_all_threads() {
+        for slots in 2..=16 {
+            let mut tracks = vec![0u32; slots];
+            for relay in 1..=100u64 {
+                tracks[place(0, relay << 16, None, slots)] += 1;
+            }
+            let mean = 100 / slots as u32;
+            let most = tracks.iter().max().unwrap();
+            assert!(*most <= 2 * mean + 4, "{tracks:?}");
+            assert!(tracks.iter().all(|n| *n > 0), "{tracks:?}");
         }
-        let slots = self.shared.slots.len() as u64;
-        // The high bits of this hash are its good ones.
-        self.shared
-            .slots
-            .get(((hasher.finish() >> 32) % slots.max(1)) as usize)
     }
 }

@@ -1,5 +1,6 @@
 //! The codec threads, what they share with everybody else, and how outcomes leave them.
 
+mod shares;
 mod watcher;
 
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
@@ -14,6 +15,7 @@ use crate::desk::{Desk, Done, Key, Kit, Sink};
 use crate::engine::{Counters, EngineConfig};
 use crate::job::{Job, Outcome, Refusal};
 
+pub(crate) use shares::Shares;
 pub(crate) use watcher::{Command, Watcher, models_of};
 
 /// A job so many deadlines old isn't worth doing.
@@ -31,6 +33,8 @@ pub(crate) struct Item {
     pub(crate) job: Job,
     pub(crate) sent: Instant,
     pub(crate) port: Arc<PortShared>,
+    /// Whose share of the queue it takes.
+    pub(crate) share: usize,
 }
 
 /// One thread's place: its queue outlives the thread itself.
@@ -49,6 +53,24 @@ pub(crate) struct Slot {
     batches: AtomicU64,
     /// Bits of the rungs that a model runs for now.
     running: AtomicU16,
+    breakers: Mutex<Breakers>,
+    /// Bits of the rungs that its breakers allow.
+    allowed: AtomicU16,
+    /// Whose jobs wait for it.
+    pub(crate) shares: Shares,
+}
+
+impl Slot {
+    /// The rungs that its breakers allow.
+    pub(crate) fn allowed(&self) -> Rungs {
+        from_bits(self.allowed.load(Ordering::Relaxed))
+    }
+
+    /// Asks the breakers anew.
+    fn look_at_breakers(&self, now: Instant) {
+        let allowed = lock(&self.breakers).allowed(now);
+        self.allowed.store(bits(allowed), Ordering::Relaxed);
+    }
 }
 
 /// What everybody shares.
@@ -65,7 +87,6 @@ pub(crate) struct Shared {
     loaded: AtomicU32,
     /// [`Frames::to_bits`] of the codec that was loaded last.
     frames: AtomicU32,
-    breakers: Mutex<Breakers>,
     pub(crate) counters: Counts,
     pub(crate) ended: AtomicBool,
     pub(crate) report: Mutex<Report>,
@@ -143,6 +164,9 @@ impl Shared {
                     busy: AtomicU64::new(0),
                     batches: AtomicU64::new(0),
                     running: AtomicU16::new(0),
+                    breakers: Mutex::new(Breakers::new(config.breaker, now)),
+                    allowed: AtomicU16::new(bits(Rungs::ALL)),
+                    shares: Shares::default(),
                 }
             })
             .collect();
@@ -153,7 +177,6 @@ impl Shared {
             models: AtomicU64::new(0),
             loaded: AtomicU32::new(pair(Rungs::OPUS, Rungs::OPUS)),
             frames: AtomicU32::new(Frames::LYRA.to_bits()),
-            breakers: Mutex::new(Breakers::new(config.breaker, now)),
             counters: Counts::default(),
             ended: AtomicBool::new(false),
             report: Mutex::default(),
@@ -205,21 +228,32 @@ impl Shared {
             busy: get(&c.busy),
             dropped: get(&c.dropped),
             restarts: get(&c.restarts),
-            opened: lock(&self.breakers).opened(),
+            opened: self.slots.iter().fold([0; 7], |mut sum, slot| {
+                let opened = lock(&slot.breakers).opened();
+                sum.iter_mut().zip(opened).for_each(|(sum, n)| *sum += n);
+                sum
+            }),
         }
     }
 
-    /// Says what may be used now.
-    fn publish(&self, now: Instant) {
+    /// Says what may be used now: what any thread that is up may use. Where a track's own thread may not, another rung stands
+    /// in or the job is refused.
+    fn publish(&self) {
         let loaded = self.loaded.load(Ordering::Relaxed);
-        let allowed = lock(&self.breakers).allowed(now);
-        let encode = if self.threads_up() == 0 {
-            Rungs::NONE
-        } else {
-            from_bits(loaded as u16).and(allowed)
-        };
+        let up = |slot: &&Slot| slot.up.load(Ordering::Relaxed);
+        let allowed = self
+            .slots
+            .iter()
+            .filter(up)
+            .fold(0, |bits, slot| bits | slot.allowed.load(Ordering::Relaxed));
+        let encode = from_bits(loaded as u16 & allowed);
         let decode = from_bits((loaded >> 16) as u16);
         self.rungs.store(pair(encode, decode), Ordering::Relaxed);
+    }
+
+    /// What a thread may code with.
+    fn usable(&self, slot: &Slot) -> Rungs {
+        from_bits(self.loaded.load(Ordering::Relaxed) as u16).and(slot.allowed())
     }
 
     fn micros(&self, now: Instant) -> u64 {
@@ -328,7 +362,7 @@ impl Thread {
             let mut outbox = Outbox::new(&self.shared, slot, self.generation);
             let (fresh, jobs) = outbox.sort(&mut items, now);
             outbox.items = fresh;
-            desk.work(jobs, self.shared.encodable(), now, &mut outbox);
+            desk.work(jobs, self.shared.usable(slot), now, &mut outbox);
             outbox.flush();
             if !self.is_current(slot) {
                 return;
@@ -376,7 +410,14 @@ impl<'a> Outbox<'a> {
             Vec::with_capacity(items.len()),
             Vec::with_capacity(items.len()),
         );
-        for Item { job, sent, port } in items.drain(..) {
+        for Item {
+            job,
+            sent,
+            port,
+            share,
+        } in items.drain(..)
+        {
+            self.slot.shares.give_back(share);
             if now.saturating_duration_since(sent) > oldest {
                 let outcome = match &job {
                     Job::Encode(job) => Some(Outcome::Refused {
@@ -465,7 +506,7 @@ impl Sink for Outbox<'_> {
             count(&counters.late);
         }
         {
-            let mut breakers = lock(&self.shared.breakers);
+            let mut breakers = lock(&self.slot.breakers);
             match (done.failed, done.rung) {
                 (Some(rung), _) => breakers.failed(rung, now),
                 // Where nothing was coded, nothing took too long: copies of one late packet, for every subscriber
@@ -482,7 +523,8 @@ impl Sink for Outbox<'_> {
         for port in self.waiting.drain(..) {
             (port.wake)();
         }
-        self.shared.publish(Instant::now());
+        self.slot.look_at_breakers(Instant::now());
+        self.shared.publish();
     }
 }
 

@@ -4,10 +4,18 @@
 //! talks to a worker through [`Media::send`], and hears of it through [`MediaEvent`]s and a
 //! [`Snapshot`] a second; nothing is shared on the way of a packet.
 
+mod arrivals;
+mod load;
+mod mailbox;
+mod mtu;
 mod sender;
 mod socket;
 mod tcp;
+#[cfg(test)]
+mod tests;
 mod worker;
+
+pub use load::Place;
 
 use arc_swap::ArcSwap;
 use auralink_engine::Engine;
@@ -18,6 +26,8 @@ use auralink_proto::flow::FlowStats;
 use auralink_proto::ladder::{Rung, Rungs};
 use auralink_proto::leg::{CloseReason, LegState};
 use auralink_proto::relay::Side;
+use load::Load;
+use mailbox::{Mailbox, Wanted};
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::{Arc, mpsc};
@@ -46,13 +56,8 @@ pub type SessionId = u64;
 
 /// What a worker is told.
 pub(crate) enum Command {
-    /// Make or update a peer connection.
-    Describe {
-        session: SessionId,
-        description: Box<PcDescription>,
-        /// Server-leg sockets, with the first description of a peer connection.
-        sockets: Vec<UdpSocket>,
-    },
+    /// Make or update a peer connection: how, lies in the mailbox.
+    Describe { session: SessionId, target: Target },
     /// End all peer connections of a session.
     Close { session: SessionId },
     /// An ICE-TCP connection whose first frame names a session of this worker.
@@ -65,6 +70,9 @@ pub(crate) enum Command {
     },
     /// End everything, then the thread.
     Stop,
+    /// Panic: in the name of a session's peer connections, or of nobody.
+    #[cfg(test)]
+    Fall(Option<SessionId>),
 }
 
 /// What a worker reports.
@@ -156,6 +164,10 @@ pub struct WorkerCounters {
     pub dropped_unknown_address: u64,
     /// Dropped: the socket would not take it.
     pub dropped_send: u64,
+    /// Dropped: more DTLS handshakes than there was time for.
+    pub dropped_handshake: u64,
+    /// Peer connections that were ended because handling them panicked.
+    pub panics: u64,
     /// Turns of the loop.
     pub turns: u64,
 }
@@ -179,6 +191,7 @@ struct Worker {
     /// Client-side UDP addresses as peers know them.
     udp: Vec<SocketAddr>,
     commands: mpsc::Sender<Command>,
+    mailbox: Arc<Mailbox>,
     waker: Arc<mio::Waker>,
     snapshot: Arc<ArcSwap<Snapshot>>,
     thread: Option<JoinHandle<()>>,
@@ -190,6 +203,10 @@ pub struct Media {
     config: MediaConfig,
     engine: Arc<Engine>,
     tcp: Vec<(SocketAddr, std::net::TcpListener)>,
+    arrivals: tcp::Waiting,
+    load: Load,
+    /// Why a worker has ended that was not told to.
+    ended: tokio::sync::watch::Receiver<Option<String>>,
 }
 
 impl Media {
@@ -231,8 +248,10 @@ impl Media {
             bound.push(sockets);
         }
         let mut workers = Vec::new();
+        let (ends, ended) = tokio::sync::watch::channel(None);
         for (index, sockets) in bound.into_iter().enumerate() {
             let (commands, receiver) = mpsc::channel();
+            let mailbox = Arc::new(Mailbox::default());
             let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
             let udp = sockets.iter().map(|(addr, _)| *addr).collect();
             let (waker, thread) = worker::spawn(worker::Setup {
@@ -243,22 +262,28 @@ impl Media {
                 consent_timeout: config.consent_timeout,
                 engine: engine.clone(),
                 commands: receiver,
+                mailbox: mailbox.clone(),
                 events: events.clone(),
                 snapshot: snapshot.clone(),
+                ended: ends.clone(),
             })?;
             workers.push(Worker {
                 udp,
                 commands,
+                mailbox,
                 waker,
                 snapshot,
                 thread: Some(thread),
             });
         }
         Ok(Self {
+            load: Load::new(workers.len()),
             workers,
             config,
             engine,
             tcp,
+            arrivals: tcp::Waiting::default(),
+            ended,
         })
     }
 
@@ -280,12 +305,16 @@ impl Media {
         self.engine.models()
     }
 
-    /// The worker with the fewest peer connections.
+    /// A place for a new session, on the worker that has given the fewest.
     #[must_use]
-    pub fn least_loaded(&self) -> usize {
-        (0..self.workers.len())
-            .min_by_key(|index| self.workers[*index].snapshot.load().pcs.len())
-            .unwrap_or(0)
+    pub fn place(&self) -> Place {
+        self.load.place()
+    }
+
+    /// Places given, by worker.
+    #[must_use]
+    pub fn placed(&self) -> Vec<usize> {
+        self.load.given()
     }
 
     /// What clients of a worker may dial.
@@ -327,14 +356,30 @@ impl Media {
         description: PcDescription,
         sockets: Vec<UdpSocket>,
     ) {
-        self.send(
-            worker,
-            Command::Describe {
-                session,
-                description: Box::new(description),
-                sockets,
-            },
-        );
+        let wanted = Wanted {
+            description: Box::new(description),
+            sockets,
+        };
+        let command = self
+            .workers
+            .get(worker)
+            .and_then(|worker| worker.mailbox.describe(session, wanted));
+        if let Some(command) = command {
+            self.send(worker, command);
+        }
+    }
+
+    /// Gives a worker an ICE-TCP connection to look at; it is dropped where too many wait for that.
+    fn hand_over(&self, worker: usize, connection: Command) -> Result<(), ()> {
+        let admitted = self
+            .workers
+            .get(worker)
+            .is_some_and(|worker| worker.mailbox.admit());
+        if !admitted {
+            return Err(());
+        }
+        self.send(worker, connection);
+        Ok(())
     }
 
     /// Ends a session's peer connections.
@@ -360,19 +405,37 @@ impl Media {
             .collect()
     }
 
-    /// Whether every worker thread still runs.
+    /// Whether each worker's thread still runs.
     #[must_use]
-    pub fn alive(&self) -> bool {
+    pub fn alive(&self) -> Vec<bool> {
         self.workers
             .iter()
-            .all(|worker| worker.thread.as_ref().is_some_and(|t| !t.is_finished()))
+            .map(|worker| worker.thread.as_ref().is_some_and(|t| !t.is_finished()))
+            .collect()
     }
 
-    /// Accepts ICE-TCP connections until cancelled. Returns at once where there is no TCP port.
+    /// Waits until a worker has ended that was not told to, and says why. Its sessions have ended with it.
+    pub async fn ended(&self) -> String {
+        let mut ended = self.ended.clone();
+        loop {
+            if let Some(why) = ended.borrow_and_update().clone() {
+                return why;
+            }
+            if ended.changed().await.is_err() {
+                // Every worker has been told to end.
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    /// Accepts ICE-TCP connections until cancelled.
     ///
     /// # Errors
-    /// When the listeners cannot be used.
+    /// When a listener cannot be used any more.
     pub async fn accept_tcp(self: Arc<Self>) -> io::Result<()> {
+        if self.tcp.is_empty() {
+            return std::future::pending().await;
+        }
         let mut tasks = tokio::task::JoinSet::new();
         for (addr, listener) in &self.tcp {
             let addr = *addr;
@@ -380,8 +443,11 @@ impl Media {
             let media = self.clone();
             tasks.spawn(async move { tcp::accept(&listener, addr, &media).await });
         }
-        while tasks.join_next().await.is_some() {}
-        Ok(())
+        // None of them ends by itself; the others end with the set.
+        match tasks.join_next().await {
+            Some(Err(error)) => Err(io::Error::other(error)),
+            Some(Ok(())) | None => Ok(()),
+        }
     }
 
     /// Ends all sessions and joins the threads.

@@ -2,16 +2,24 @@
 //! by GSO, datagrams to different peers by sendmmsg. The kernel's send path is most of what a
 //! relayed packet costs (docs/benchmarks.md).
 
+use super::mtu::Fragments;
 use auralink_proto::stun::Path;
-use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrStorage, sendmmsg};
-use quinn_udp::{Transmit, UdpSockRef, UdpSocketState};
-use std::cell::RefCell;
+use nix::errno::Errno;
+use nix::sys::socket::{
+    ControlMessage, MsgFlags, MultiHeaders, SockaddrStorage, sendmmsg, sendmsg,
+};
+use quinn_udp::{UdpSockRef, UdpSocketState};
+use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 
 /// Bytes of a run: the kernel takes at most 64 KiB in one GSO send.
 const MAX_RUN: usize = 60 * 1024;
+
+/// Bytes of the longest datagram in a run: what every IPv6 path takes (RFC 8200 section 5: 1,280), without the headers. Longer
+/// ones go by themselves, because the kernel fragments no run.
+const MAX_SEGMENT: usize = 1280 - 40 - 8;
 
 /// Runs that wait at most: a batch is sent when it has so many, or at the end of the turn.
 const MAX_RUNS: usize = 64;
@@ -28,6 +36,8 @@ pub(super) struct Udp {
     pub(super) socket: mio::net::UdpSocket,
     /// Offload capabilities.
     pub(super) state: UdpSocketState,
+    /// The device takes no runs.
+    no_runs: Cell<bool>,
     /// The address that peers know it by.
     pub(super) local: SocketAddr,
 }
@@ -35,12 +45,23 @@ pub(super) struct Udp {
 impl Udp {
     /// Wraps a bound, non-blocking socket.
     pub(super) fn new(socket: std::net::UdpSocket, local: SocketAddr) -> io::Result<Self> {
+        let fragments = Fragments::of(&socket, local.is_ipv6())?;
         let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
+        fragments.apply(&socket)?;
         Ok(Self {
+            no_runs: Cell::new(false),
             socket: mio::net::UdpSocket::from_std(socket),
             state,
             local,
         })
+    }
+
+    /// Datagrams of the longest run that it takes.
+    pub(super) fn max_segments(&self) -> usize {
+        if self.no_runs.get() {
+            return 1;
+        }
+        self.state.max_gso_segments()
     }
 }
 
@@ -68,6 +89,7 @@ impl Batch {
         if let Some(run) = self.runs.last_mut()
             && run.remote == path.remote
             && run.count < max_segments
+            && run.segment <= MAX_SEGMENT
             && datagram.len() <= run.segment
             // Nothing may follow a shorter one.
             && run.end - run.start == run.count * run.segment
@@ -112,7 +134,10 @@ impl Batch {
                 // An error ends sendmmsg at the datagram it is about: that one is lost.
                 (went.max(1), went)
             } else {
-                (1, usize::from(send_run(udp, first, &self.bytes)))
+                let (there, not) = send_run(udp, first, remotes.first(), &self.bytes);
+                (sent, dropped) = (sent + there, dropped + not);
+                rest = &rest[1..];
+                continue;
             };
             for (index, run) in rest[..tried].iter().enumerate() {
                 if index < went {
@@ -130,17 +155,41 @@ impl Batch {
     }
 }
 
-fn send_run(udp: &Udp, run: &Run, bytes: &[u8]) -> bool {
-    let transmit = Transmit {
-        destination: run.remote,
-        ecn: None,
-        contents: &bytes[run.start..run.end],
-        segment_size: (run.count > 1).then_some(run.segment),
-        src_ip: None,
+/// Sends a run; how many of its datagrams went, and how many didn't. `remote` is where.
+fn send_run(
+    udp: &Udp,
+    run: &Run,
+    remote: Option<&Option<SockaddrStorage>>,
+    bytes: &[u8],
+) -> (u64, u64) {
+    let Some(Some(remote)) = remote else {
+        return (0, run.count as u64);
     };
-    udp.state
-        .try_send(UdpSockRef::from(&udp.socket), &transmit)
-        .is_ok()
+    let bytes = &bytes[run.start..run.end];
+    let send = |bytes: &[u8], control: &[ControlMessage<'_>]| {
+        let (fd, bytes) = (udp.socket.as_raw_fd(), [IoSlice::new(bytes)]);
+        sendmsg(fd, &bytes, control, MsgFlags::MSG_DONTWAIT, Some(remote))
+    };
+    if run.count == 1 {
+        let went = u64::from(send(bytes, &[]).is_ok());
+        return (went, 1 - went);
+    }
+    let failed = u16::try_from(run.segment)
+        .map_err(|_| Errno::EMSGSIZE)
+        .and_then(|segment| send(bytes, &[ControlMessage::UdpGsoSegments(&segment)]));
+    match failed {
+        Ok(_) => return (run.count as u64, 0),
+        // Longer than the path is known to take: one by one they are fragmented.
+        Err(Errno::EMSGSIZE | Errno::EINVAL) => {}
+        // A device that computes no checksums (udp(7), UDP_SEGMENT).
+        Err(Errno::EIO) => udp.no_runs.set(true),
+        Err(_) => return (0, run.count as u64),
+    }
+    let went = bytes
+        .chunks(run.segment.max(1))
+        .filter(|datagram| send(datagram, &[]).is_ok())
+        .count();
+    (went as u64, (run.count - went) as u64)
 }
 
 /// Sends single datagrams to different peers; how many went. `remotes` begin with those of the runs.
@@ -211,7 +260,7 @@ mod tests {
                 remote: peers[peer].1,
                 tcp: false,
             };
-            assert!(batch.push(&path, &datagram, udp.state.max_gso_segments()));
+            assert!(batch.push(&path, &datagram, udp.max_segments()));
             expected[peer].push(datagram);
         }
         assert_eq!(batch.flush(&udp), (plan.len() as u64, 0));

@@ -56,8 +56,17 @@ fn with_wildcard<T>(addr: SocketAddr, make: impl Fn(SocketAddr) -> io::Result<T>
 }
 
 fn named(what: &str, addr: SocketAddr, error: &io::Error) -> io::Error {
+    let advice = match error.raw_os_error() {
+        Some(libc::EMFILE | libc::ENFILE) => {
+            "no file descriptors are left: raise the limit (LimitNOFILE=, ulimit -n) or lower limits.sessions"
+        }
+        Some(libc::EADDRINUSE) if addr.port() == 0 => {
+            "no port is left: widen net.ipv4.ip_local_port_range"
+        }
+        _ => "is another process using the port?",
+    };
     io::Error::new(
         error.kind(),
-        format!("media: cannot bind {what} {addr}: {error}; is another process using the port?"),
+        format!("media: cannot bind {what} {addr}: {error}; {advice}"),
     )
 }

@@ -1,14 +1,16 @@
 //! One media worker: a thread, an epoll set, and the peer connections pinned to it.
 //!
-//! Every turn: commands, sockets that are ready (each for a bounded number of datagrams), timers.
-//! Nothing here blocks but the poll itself.
+//! Every turn: commands, sockets that are ready, timers, each for a bounded number, so that none keeps the others waiting.
+//! Nothing here blocks but the poll itself. A panic while a peer connection is handled ends that one (`State::guarded`).
 
 mod codecs;
+mod handshakes;
 mod pcs;
 mod streams;
 
+use super::mailbox::Mailbox;
 use super::sender::{Batch, Udp};
-use super::tcp::Connection;
+use super::tcp::{Connection, Sent};
 use super::{Command, MediaEvent, SessionId, Snapshot, WorkerCounters};
 use arc_swap::ArcSwap;
 use auralink_engine::{Engine, Port};
@@ -21,6 +23,7 @@ use auralink_proto::packet::{Kind, classify};
 use auralink_proto::relay::{Now, Relay, RelayEvent, Scratch, Side, Transmit};
 use auralink_proto::stun::{Path, addressed_ufrag};
 use foldhash::{HashMap, HashMapExt};
+use handshakes::{Handshakes, Waiting};
 use mio::{Events, Interest, Poll, Token, Waker};
 use quinn_udp::{BATCH_SIZE, RecvMeta, UdpSockRef};
 use slab::Slab;
@@ -28,6 +31,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::io::{self, IoSliceMut};
 use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -44,6 +48,15 @@ const TCP: usize = 1 << 40;
 /// A socket is read at most so many batches a turn, then the others have theirs: 4 × 32 datagrams
 /// are a fifth of a millisecond of work.
 const BATCHES_A_TURN: usize = 4;
+
+/// And no further batch once it has brought so many, because GRO puts up to 64 into one slot.
+const DATAGRAMS_A_TURN: usize = BATCHES_A_TURN * BATCH_SIZE;
+
+/// Commands of a turn: a description makes or updates both legs of a peer connection, up to a tenth of a millisecond.
+const COMMANDS_A_TURN: usize = 32;
+
+/// Peer connections whose time has come that a turn sees to.
+const TIMERS_A_TURN: usize = 256;
 
 /// Slots of a read from a server leg, which has one sender: the kernel and quinn-udp look at each slot,
 /// and there is seldom more than one datagram a turn.
@@ -68,8 +81,11 @@ pub(super) struct Setup {
     pub(super) consent_timeout: Duration,
     pub(super) engine: Arc<Engine>,
     pub(super) commands: mpsc::Receiver<Command>,
+    pub(super) mailbox: Arc<Mailbox>,
     pub(super) events: tokio::sync::mpsc::UnboundedSender<MediaEvent>,
     pub(super) snapshot: Arc<ArcSwap<Snapshot>>,
+    /// Why the worker has ended, if nobody told it to.
+    pub(super) ended: tokio::sync::watch::Sender<Option<String>>,
 }
 
 /// Who a socket serves.
@@ -139,9 +155,10 @@ impl Transmit for Out {
                 return;
             };
             if let Some((_, connection)) = self.tcp.get_mut(key) {
-                self.counters.sent += 1;
-                if connection.send(datagram).is_err() {
-                    self.broken_tcp.push(key);
+                match connection.send(Instant::now(), datagram) {
+                    Ok(Sent::Taken) => self.counters.sent += 1,
+                    Ok(Sent::Dropped) => self.counters.dropped_send += 1,
+                    Err(_) => self.broken_tcp.push(key),
                 }
             }
             return;
@@ -153,7 +170,7 @@ impl Transmit for Out {
         let Some(socket) = self.sockets.get_mut(key) else {
             return;
         };
-        let max = socket.udp.state.max_gso_segments();
+        let max = socket.udp.max_segments();
         if socket.batch.is_empty() {
             self.unsent.push(key);
         }
@@ -179,8 +196,13 @@ struct State {
     rungs: EngineRungs,
     timers: BinaryHeap<Reverse<(Instant, usize)>>,
     ready: VecDeque<usize>,
-    /// TCP connections that were not read to their end in the last turn.
+    /// TCP connections that can be read.
     tcp_ready: VecDeque<usize>,
+    handshakes: Handshakes,
+    /// The last turn left commands or outcomes for the next.
+    more: bool,
+    /// The peer connection that is being handled.
+    at: Option<usize>,
     scratch: Scratch,
     setup: Setup,
     next_snapshot: Instant,
@@ -220,6 +242,9 @@ pub(super) fn spawn(mut setup: Setup) -> io::Result<(Arc<Waker>, JoinHandle<()>)
         timers: BinaryHeap::new(),
         ready: VecDeque::new(),
         tcp_ready: VecDeque::new(),
+        handshakes: Handshakes::default(),
+        more: false,
+        at: None,
         scratch: Scratch::default(),
         setup,
         next_snapshot: Instant::now() + SNAPSHOT_EVERY,
@@ -234,7 +259,14 @@ pub(super) fn spawn(mut setup: Setup) -> io::Result<(Arc<Waker>, JoinHandle<()>)
         if state.setup.realtime {
             take_precedence(state.setup.index);
         }
-        state.run();
+        let (index, ended) = (state.setup.index, state.setup.ended.clone());
+        let why = match catch_unwind(AssertUnwindSafe(|| state.run())) {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => format!("media worker {index} cannot wait for its sockets: {error}"),
+            Err(_) => format!("media worker {index} panicked"),
+        };
+        tracing::error!(why, "a media worker has ended, and all of its sessions");
+        ended.send_replace(Some(why));
     })?;
     Ok((waker, thread))
 }
@@ -265,7 +297,7 @@ fn now() -> Now {
 }
 
 impl State {
-    fn run(mut self) {
+    fn run(mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(1024);
         let mut buffers = vec![vec![0u8; SLOT]; BATCH_SIZE];
         let mut metas = vec![RecvMeta::default(); BATCH_SIZE];
@@ -275,7 +307,8 @@ impl State {
             if since < TURN {
                 std::thread::sleep(TURN - since);
             }
-            let timeout = if self.ready.is_empty() && self.tcp_ready.is_empty() {
+            let idle = self.ready.is_empty() && self.tcp_ready.is_empty();
+            let timeout = if idle && !self.more && !self.handshakes.any() {
                 let due = self.timers.peek().map(|Reverse((due, _))| *due);
                 let due = due.map_or(self.next_snapshot, |due| due.min(self.next_snapshot));
                 due.saturating_duration_since(now().instant)
@@ -285,8 +318,7 @@ impl State {
             if let Err(error) = self.poll.poll(&mut events, Some(timeout))
                 && error.kind() != io::ErrorKind::Interrupted
             {
-                tracing::error!(%error, "media worker cannot poll; it ends");
-                return;
+                return Err(error);
             }
             self.out.counters.turns += 1;
             turn = now().instant;
@@ -294,7 +326,7 @@ impl State {
                 let Token(token) = event.token();
                 if event.token() == WAKER {
                 } else if token & TCP != 0 {
-                    self.tcp_event(token & !TCP, event.is_writable());
+                    self.tcp_event(token & !TCP, turn, event.is_writable());
                 } else if let Some(socket) = self.out.sockets.get_mut(token)
                     && !socket.queued
                 {
@@ -302,11 +334,18 @@ impl State {
                     self.ready.push_back(token);
                 }
             }
-            if !self.commands() {
+            self.more = false;
+            self.handshakes.turn();
+            let mut left = COMMANDS_A_TURN;
+            let mut goes_on = true;
+            self.guarded(|state| goes_on = state.commands(&mut left));
+            if !goes_on {
                 self.stop();
-                return;
+                return Ok(());
             }
-            self.outcomes();
+            let mut left = codecs::OUTCOMES_A_TURN;
+            self.guarded(|state| state.outcomes(&mut left));
+            self.guarded(Self::deferred_handshakes);
             for _ in 0..self.ready.len() {
                 if let Some(socket) = self.ready.pop_front() {
                     self.read(socket, &mut buffers, &mut metas);
@@ -317,11 +356,29 @@ impl State {
                     self.read_tcp(connection);
                 }
             }
-            self.timers();
-            self.drop_broken_tcp();
+            let mut left = TIMERS_A_TURN;
+            self.guarded(|state| state.timers(&mut left));
+            self.guarded(Self::drop_broken_tcp);
             self.out.flush();
             if now().instant >= self.next_snapshot {
                 self.publish();
+            }
+        }
+    }
+
+    /// Runs `work`, again where it panicked: what it has taken up by then isn't there any more. A panic costs the peer
+    /// connection that was being handled, and nobody else. While nobody panics this costs nothing: the way out is found in
+    /// tables, and there is one catch for a batch of datagrams.
+    fn guarded(&mut self, mut work: impl FnMut(&mut Self)) {
+        loop {
+            self.at = None;
+            let Err(panic) = catch_unwind(AssertUnwindSafe(|| work(self))) else {
+                return;
+            };
+            match self.at.take() {
+                Some(key) => self.fell(key),
+                // In nobody's name: what is wrong is the worker's own state. The thread ends, and the process with it.
+                None => resume_unwind(panic),
             }
         }
     }
@@ -350,7 +407,11 @@ impl State {
 
     /// Reads a ready socket; it stays in line while there is more.
     fn read(&mut self, key: usize, buffers: &mut [Vec<u8>], metas: &mut [RecvMeta]) {
+        let before = self.out.counters.received;
         for _ in 0..BATCHES_A_TURN {
+            if self.out.counters.received - before >= DATAGRAMS_A_TURN as u64 {
+                break;
+            }
             let Some(socket) = self.out.sockets.get_mut(key) else {
                 return;
             };
@@ -382,17 +443,26 @@ impl State {
                 Err(_) => continue,
             };
             let now = now();
-            for (buffer, meta) in buffers.iter().zip(metas.iter()).take(count) {
-                let path = Path {
-                    local,
-                    remote: meta.addr,
-                    tcp: false,
-                };
-                let stride = meta.stride.max(1);
-                for datagram in buffer[..meta.len].chunks(stride) {
-                    self.datagram(now, owner, path, datagram);
+            let mut datagrams =
+                buffers
+                    .iter()
+                    .zip(metas.iter())
+                    .take(count)
+                    .flat_map(|(buffer, meta)| {
+                        let path = Path {
+                            local,
+                            remote: meta.addr,
+                            tcp: false,
+                        };
+                        let read = buffer.get(..meta.len).unwrap_or_default();
+                        read.chunks(meta.stride.max(1))
+                            .map(move |datagram| (path, datagram))
+                    });
+            self.guarded(|state| {
+                for (path, datagram) in datagrams.by_ref() {
+                    state.datagram(now, owner, path, datagram);
                 }
-            }
+            });
             // The socket was empty then; what came since has raised a new event (epoll is
             // edge-triggered here), so there is no need to be told so by a second system call.
             if count < slots {
@@ -412,9 +482,45 @@ impl State {
             Owner::Pc(key) => (Some(key), Side::Server),
             Owner::Clients => (self.client_pc(path, datagram), Side::Client),
         };
-        let Some((key, pc)) = key.and_then(|key| Some((key, self.pcs.get_mut(key)?))) else {
+        let Some((key, pc)) = key.and_then(|key| Some((key, self.pcs.get(key)?))) else {
             return;
         };
+        if Handshakes::is_one(datagram) && !self.handshakes.admit() {
+            let kept = self.handshakes.defer(Waiting {
+                key,
+                id: pc.id,
+                side,
+                path,
+                datagram: datagram.to_vec(),
+            });
+            self.out.counters.dropped_handshake += u64::from(!kept);
+            return;
+        }
+        self.receive(now, key, side, path, datagram);
+    }
+
+    /// Handshakes that had to wait.
+    fn deferred_handshakes(&mut self) {
+        let now = now();
+        while let Some(waiting) = self.handshakes.next() {
+            let owner = self.pcs.get(waiting.key).map(|pc| pc.id);
+            if owner == Some(waiting.id) {
+                self.receive(
+                    now,
+                    waiting.key,
+                    waiting.side,
+                    waiting.path,
+                    &waiting.datagram,
+                );
+            }
+        }
+    }
+
+    fn receive(&mut self, now: Now, key: usize, side: Side, path: Path, datagram: &[u8]) {
+        let Some(pc) = self.pcs.get_mut(key) else {
+            return;
+        };
+        self.at = Some(key);
         let taken = pc
             .relay
             .receive(now, side, path, datagram, &mut self.scratch, &mut self.out);
@@ -512,9 +618,12 @@ impl State {
         }
     }
 
-    fn timers(&mut self) {
+    fn timers(&mut self, left: &mut usize) {
         let now = now();
-        while let Some(Reverse((due, key))) = self.timers.peek().copied() {
+        // What is left is due in the next turn, which begins at once because of it.
+        while *left > 0
+            && let Some(Reverse((due, key))) = self.timers.peek().copied()
+        {
             if due > now.instant {
                 break;
             }
@@ -527,6 +636,8 @@ impl State {
                 continue;
             }
             pc.due = None;
+            *left -= 1;
+            self.at = Some(key);
             pc.relay
                 .handle_timeout(now, &mut self.scratch, &mut self.out);
             self.after(key);
@@ -534,14 +645,15 @@ impl State {
     }
 
     /// Takes commands; `false`: the thread is to end.
-    fn commands(&mut self) -> bool {
-        loop {
+    fn commands(&mut self, left: &mut usize) -> bool {
+        while *left > 0 {
+            *left -= 1;
             match self.setup.commands.try_recv() {
-                Ok(Command::Describe {
-                    session,
-                    description,
-                    sockets,
-                }) => self.describe(session, &description, sockets),
+                Ok(Command::Describe { session, target }) => {
+                    if let Some(wanted) = self.setup.mailbox.fetch(session, target) {
+                        self.describe(session, &wanted.description, wanted.sockets);
+                    }
+                }
                 Ok(Command::Close { session }) => {
                     for target in [Target::Publisher, Target::Subscriber] {
                         if let Some(key) = self.by_session.get(&(session, target)).copied() {
@@ -554,10 +666,18 @@ impl State {
                     local,
                     remote,
                     received,
-                }) => self.add_tcp(stream, local, remote, received),
+                }) => {
+                    self.setup.mailbox.looked_at();
+                    self.add_tcp(stream, local, remote, received);
+                }
                 Ok(Command::Stop) | Err(mpsc::TryRecvError::Disconnected) => return false,
                 Err(mpsc::TryRecvError::Empty) => return true,
+                #[cfg(test)]
+                Ok(Command::Fall(session)) => self.fall(session),
             }
+            self.at = None;
         }
+        self.more = true;
+        true
     }
 }

@@ -59,6 +59,8 @@ pub enum CloseReason {
     KeysUsedUp,
     /// We ended it.
     Local,
+    /// A mistake of ours: handling it panicked, or its sockets could not be used.
+    Defect,
 }
 
 impl CloseReason {
@@ -72,6 +74,7 @@ impl CloseReason {
             Self::Fingerprint => "fingerprint",
             Self::KeysUsedUp => "keys_used_up",
             Self::Local => "local",
+            Self::Defect => "defect",
         }
     }
 }

@@ -6,6 +6,7 @@ pub mod coding;
 pub mod description;
 pub mod dtls;
 pub mod flow;
+pub mod framing;
 pub mod hop;
 pub mod ice;
 pub mod ladder;

@@ -1,5 +1,6 @@
 //! The thread that watches over the codec threads: it loads models, notices who hangs or fell, and puts up a new one.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
@@ -116,27 +117,47 @@ impl Watcher {
     }
 
     pub(crate) fn run(mut self) {
-        self.load();
-        self.look(Instant::now());
-        self.shared
-            .set_models(models_of(self.source.codec().as_deref()));
+        self.caught("loading the models", |watcher| {
+            watcher.load();
+            watcher.look(Instant::now());
+            watcher
+                .shared
+                .set_models(models_of(watcher.source.codec().as_deref()));
+        });
         let _ = self.ready.try_send(());
         loop {
             match self.commands.recv_timeout(TICK) {
                 Ok(Command::Reload) => {
-                    if self.source.stamp() != self.stamp {
-                        // Until every thread has the new ones before it, no session may take them for the old.
-                        self.shared.set_models(None);
-                        self.load();
-                        self.equip();
-                        self.shared
-                            .set_models(models_of(self.source.codec().as_deref()));
-                    }
+                    self.caught("reloading the models", |watcher| {
+                        if watcher.source.stamp() != watcher.stamp {
+                            // Until every thread has the new ones before it, no session may take them for the old.
+                            watcher.shared.set_models(None);
+                            watcher.load();
+                            watcher.equip();
+                            watcher
+                                .shared
+                                .set_models(models_of(watcher.source.codec().as_deref()));
+                        }
+                    });
                 }
                 Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) => {}
             }
-            self.look(Instant::now());
+            self.caught("watching over the codecs", |watcher| {
+                watcher.look(Instant::now());
+            });
+        }
+    }
+
+    /// Does what may panic: models come from files, and a library loads them. The codecs need their watcher whatever they are.
+    fn caught(&mut self, what: &str, work: impl FnOnce(&mut Self)) {
+        if catch_unwind(AssertUnwindSafe(|| work(self))).is_err() {
+            tracing::error!("{what} panicked");
+            let problem = format!("{what} panicked; the log says where");
+            let mut report = lock(&self.shared.report);
+            if !report.problems.contains(&problem) {
+                report.problems.push(problem);
+            }
         }
     }
 
@@ -154,11 +175,20 @@ impl Watcher {
     /// Gives every thread that runs models of its own.
     fn equip(&mut self) {
         for index in 0..self.watched.len() {
-            let kit = self.kit();
+            let kit = self.kit_if_any();
             if let Some(slot) = self.shared.slots.get(index) {
                 let _ = slot.kits.send(kit);
             }
         }
+    }
+
+    /// A thread's models; without them it has Opus.
+    fn kit_if_any(&mut self) -> Kit {
+        let mut kit = Kit::default();
+        self.caught("making a codec thread's models", |watcher| {
+            kit = watcher.kit();
+        });
+        kit
     }
 
     fn kit(&mut self) -> Kit {
@@ -194,7 +224,10 @@ impl Watcher {
         for index in 0..self.watched.len() {
             self.look_at(index, now);
         }
-        self.shared.publish(now);
+        for slot in &self.shared.slots {
+            slot.look_at_breakers(now);
+        }
+        self.shared.publish();
     }
 
     fn look_at(&mut self, index: usize, now: Instant) {
@@ -210,7 +243,7 @@ impl Watcher {
                 tracing::error!(thread = index, "a codec thread fell; it is put up again");
                 // Whatever ran is what it fell over.
                 let running = from_bits(slot.running.load(Ordering::Relaxed));
-                let mut breakers = lock(&shared.breakers);
+                let mut breakers = lock(&slot.breakers);
                 running.iter().for_each(|rung| breakers.hangs(rung, now));
             }
             Self::again(watched, now);
@@ -232,7 +265,7 @@ impl Watcher {
                     ms = for_so_long.as_millis() as u64,
                     "a codec thread hangs; its tracks go native"
                 );
-                let mut breakers = lock(&shared.breakers);
+                let mut breakers = lock(&slot.breakers);
                 running.iter().for_each(|rung| breakers.hangs(rung, now));
             }
             if hangs && for_so_long > shared.config.replace && self.lost.len() < MOST_LOST {
@@ -255,7 +288,7 @@ impl Watcher {
     }
 
     fn put_up(&mut self, index: usize, now: Instant) {
-        let (kit, clock) = (self.kit(), self.clock);
+        let (kit, clock) = (self.kit_if_any(), self.clock);
         let (Some(slot), Some(watched)) =
             (self.shared.slots.get(index), self.watched.get_mut(index))
         else {

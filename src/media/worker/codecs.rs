@@ -7,9 +7,8 @@ use auralink_proto::coding::{EngineRungs, Job, Outcome};
 use auralink_proto::hop::{Decoded, Encoded, Refusal};
 use auralink_proto::relay::{Scratch, relay_of_track};
 
-/// Outcomes that are taken in one turn; more than can wait, because nobody wakes the worker a second
-/// time for them.
-const OUTCOMES_A_TURN: usize = 4096;
+/// Outcomes that are taken in one turn: a millisecond's work. What is left waits for the next.
+pub(super) const OUTCOMES_A_TURN: usize = 256;
 
 /// What the engine can do now.
 pub(super) fn rungs(port: &Port) -> EngineRungs {
@@ -87,21 +86,24 @@ pub(super) fn jobs(pc: &mut Pc, port: &Port, scratch: &mut Scratch, out: &mut Ou
 
 impl State {
     /// Takes what the engine has done, and follows what it can do.
-    pub(super) fn outcomes(&mut self) {
-        for _ in 0..OUTCOMES_A_TURN {
-            let Some(outcome) = self.codecs.try_recv() else {
-                break;
-            };
+    pub(super) fn outcomes(&mut self, left: &mut usize) {
+        while *left > 0
+            && let Some(outcome) = self.codecs.try_recv()
+        {
+            *left -= 1;
             let outcome = translate(outcome);
             let Some(key) = self.by_id.get(&relay_of_track(outcome.track())).copied() else {
                 continue;
             };
             if let Some(pc) = self.pcs.get_mut(key) {
+                self.at = Some(key);
                 pc.relay
                     .outcome(now(), outcome, &mut self.scratch, &mut self.out);
                 self.after(key);
             }
         }
+        self.at = None;
+        self.more |= *left == 0;
         let rungs = rungs(&self.codecs);
         if rungs != self.rungs {
             self.rungs = rungs;
@@ -109,6 +111,7 @@ impl State {
             let keys: Vec<usize> = self.pcs.iter().map(|(key, _)| key).collect();
             for key in keys {
                 if let Some(pc) = self.pcs.get_mut(key) {
+                    self.at = Some(key);
                     pc.relay.set_engine(now().instant, rungs);
                     self.after(key);
                 }

@@ -1,11 +1,14 @@
 //! Peer connections of a worker: how they come, what is published of them, how they go.
 
-use super::super::{HopSnapshot, LegSnapshot, PcSnapshot, SessionId, Snapshot};
+use super::super::{HopSnapshot, LegSnapshot, MediaEvent, PcSnapshot, SessionId, Snapshot};
 use super::{Owner, Pc, SNAPSHOT_EVERY, State, codecs, now};
 use auralink_proto::coding::HopStats;
 use auralink_proto::description::{PcDescription, Target};
+use auralink_proto::leg::CloseReason;
 use auralink_proto::relay::{Now, Relay, Side};
 use std::io;
+use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 impl State {
@@ -25,7 +28,8 @@ impl State {
             None => match self.open(now, id, description, sockets) {
                 Ok(key) => key,
                 Err(error) => {
-                    tracing::error!(session, %error, "cannot use the sockets of a server leg");
+                    tracing::error!(session, %error, "cannot open a peer connection; it ends");
+                    self.report_defect(session, description.target, Box::default());
                     return;
                 }
             },
@@ -33,6 +37,7 @@ impl State {
         let Some(pc) = self.pcs.get_mut(key) else {
             return;
         };
+        self.at = Some(key);
         pc.relay
             .describe(now, description, &mut self.scratch, &mut self.out);
         for old in std::mem::take(&mut pc.ufrags) {
@@ -59,6 +64,52 @@ impl State {
     ) -> io::Result<usize> {
         let key = self.pcs.vacant_key();
         let mut keys = Vec::new();
+        let opened = self.open_sockets(key, sockets, &mut keys);
+        self.next_id += 1;
+        // The engine is shared by all workers.
+        let pc_id = (self.setup.index as u64) << 40 | self.next_id;
+        let made = opened.and_then(|locals| {
+            catch_unwind(AssertUnwindSafe(|| {
+                Relay::new(
+                    pc_id,
+                    self.rungs,
+                    now.instant,
+                    &self.setup.identity,
+                    self.setup.consent_timeout,
+                    locals,
+                    description,
+                )
+            }))
+            .map_err(|_| io::Error::other("making its relay panicked"))
+        });
+        let relay = match made {
+            Ok(relay) => relay,
+            Err(error) => {
+                self.close_sockets(&keys);
+                return Err(error);
+            }
+        };
+        self.by_session.insert(id, key);
+        self.by_id.insert(pc_id, key);
+        self.pcs.insert(Pc {
+            id: pc_id,
+            session: id.0,
+            relay,
+            sockets: keys,
+            paths: Vec::new(),
+            ufrags: Vec::new(),
+            due: None,
+        });
+        Ok(key)
+    }
+
+    /// Takes over the sockets of a server leg. `keys` are those taken over so far, also where the next cannot be.
+    fn open_sockets(
+        &mut self,
+        key: usize,
+        sockets: Vec<std::net::UdpSocket>,
+        keys: &mut Vec<usize>,
+    ) -> io::Result<Vec<SocketAddr>> {
         let mut locals = Vec::new();
         for socket in sockets {
             let mut local = socket.local_addr()?;
@@ -74,34 +125,63 @@ impl State {
             keys.push(self.add_socket(Owner::Pc(key), local, socket)?);
             locals.push(local);
         }
-        self.next_id += 1;
-        // The engine is shared by all workers.
-        let pc_id = (self.setup.index as u64) << 40 | self.next_id;
-        let relay = Relay::new(
-            pc_id,
-            self.rungs,
-            now.instant,
-            &self.setup.identity,
-            self.setup.consent_timeout,
-            locals,
-            description,
+        Ok(locals)
+    }
+
+    fn close_sockets(&mut self, keys: &[usize]) {
+        for key in keys {
+            if let Some(mut socket) = self.out.sockets.try_remove(*key) {
+                self.out.by_local.remove(&socket.udp.local);
+                // Closing it would do the same; this says it out loud.
+                let _ = self.poll.registry().deregister(&mut socket.udp.socket);
+            }
+        }
+    }
+
+    /// Ends a peer connection that panicked while it was handled.
+    pub(super) fn fell(&mut self, key: usize) {
+        self.out.counters.panics += 1;
+        let Some(pc) = self.pcs.get_mut(key) else {
+            return;
+        };
+        let (session, target) = (pc.session, pc.relay.target());
+        tracing::error!(
+            session,
+            ?target,
+            "handling a peer connection panicked; it ends"
         );
-        self.by_session.insert(id, key);
-        self.by_id.insert(pc_id, key);
-        self.pcs.insert(Pc {
-            id: pc_id,
-            session: id.0,
-            relay,
-            sockets: keys,
-            paths: Vec::new(),
-            ufrags: Vec::new(),
-            due: None,
+        // Its peers should hear of it, so that the client comes again at once; but nothing of it can be relied on.
+        let (scratch, out) = (&mut self.scratch, &mut self.out);
+        let goodbye = catch_unwind(AssertUnwindSafe(|| {
+            pc.relay.close(now(), scratch, out);
+            Box::new(hop(&pc.relay))
+        }));
+        self.report_defect(session, target, goodbye.unwrap_or_default());
+        self.remove(key);
+    }
+
+    fn report_defect(&self, session: SessionId, target: Target, hop: Box<[HopSnapshot; 2]>) {
+        // The receiver goes only when the process does.
+        let _ = self.setup.events.send(MediaEvent::Closed {
+            session,
+            target,
+            side: Side::Server,
+            reason: CloseReason::Defect,
+            hop,
         });
-        Ok(key)
+    }
+
+    /// For tests: a mistake in the code that handles a peer connection, or in the worker's own.
+    #[cfg(test)]
+    pub(super) fn fall(&mut self, session: Option<SessionId>) {
+        self.at =
+            session.and_then(|session| self.by_session.get(&(session, Target::Publisher)).copied());
+        panic!("as this test wants it");
     }
 
     pub(super) fn close(&mut self, key: usize) {
         if let Some(pc) = self.pcs.get_mut(key) {
+            self.at = Some(key);
             pc.relay.close(now(), &mut self.scratch, &mut self.out);
         }
         self.after(key);
@@ -115,18 +195,22 @@ impl State {
             return;
         };
         self.by_id.remove(&pc.id);
-        for side in [Side::Client, Side::Server] {
-            self.ended_hop += HopStats {
-                // Of present streams only.
-                jitter: 0,
-                ..pc.relay.coding_from(side).stats()
-            };
-        }
-        pc.relay.end_coding();
-        codecs::jobs(&mut pc, &self.codecs, &mut self.scratch, &mut self.out);
+        // What it leaves behind here goes in any case; what it has to say counts as far as it still works.
+        let last = catch_unwind(AssertUnwindSafe(|| {
+            for side in [Side::Client, Side::Server] {
+                self.ended_hop += HopStats {
+                    // Of present streams only.
+                    jitter: 0,
+                    ..pc.relay.coding_from(side).stats()
+                };
+            }
+            self.ended[0] += pc.relay.flow_from(Side::Client).stats;
+            self.ended[1] += pc.relay.flow_from(Side::Server).stats;
+            pc.relay.end_coding();
+            codecs::jobs(&mut pc, &self.codecs, &mut self.scratch, &mut self.out);
+        }));
+        self.out.counters.panics += u64::from(last.is_err());
         self.by_session.remove(&(pc.session, pc.relay.target()));
-        self.ended[0] += pc.relay.flow_from(Side::Client).stats;
-        self.ended[1] += pc.relay.flow_from(Side::Server).stats;
         for ufrag in &pc.ufrags {
             if self.by_ufrag.get(ufrag) == Some(&key) {
                 self.by_ufrag.remove(ufrag);
@@ -140,13 +224,7 @@ impl State {
                 self.out.broken_tcp.push(*tcp);
             }
         }
-        for socket in pc.sockets {
-            if let Some(mut socket) = self.out.sockets.try_remove(socket) {
-                self.out.by_local.remove(&socket.udp.local);
-                // Closing it would do the same; this says it out loud.
-                let _ = self.poll.registry().deregister(&mut socket.udp.socket);
-            }
-        }
+        self.close_sockets(&pc.sockets);
     }
 
     pub(super) fn publish(&mut self) {
