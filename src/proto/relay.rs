@@ -196,6 +196,8 @@ impl Relay {
         let (up, down) = (&mut self.up_coding, &mut self.down_coding);
         up.set_rules(now.instant, &description.up, description.mid_ext_id);
         down.set_rules(now.instant, &description.down, None);
+        up.set_told(description.client.aic_pts.0);
+        down.set_told(description.server.aic_pts.0);
         self.settle(now, scratch, out);
     }
 
@@ -351,6 +353,9 @@ impl Relay {
             report_blocks(&scratch.plain, |ssrc, lost| {
                 back.loss(now.instant, ssrc, lost)
             });
+        }
+        if !coding.is_idle() {
+            coding.goodbyes(&scratch.plain);
         }
     }
 
