@@ -316,7 +316,12 @@ impl Relay {
         let (mut saved, mut added) = (0, 0);
         let sent = if what == Received::Rtp {
             let wire = came.map_or(plain_len, |(path, len)| wire_len(&path, len));
-            Applied { saved, added } = flow.apply(&mut scratch.plain, wire, now.ntp);
+            let newest = |ssrc| leg.newest_sent(ssrc);
+            let Some(applied) = flow.apply(&mut scratch.plain, wire, now.ntp, newest) else {
+                flow.stats.dropped_unsent += 1;
+                return;
+            };
+            Applied { saved, added } = applied;
             leg.protect_rtp(&scratch.plain, &mut scratch.protected)
         } else {
             leg.protect_rtcp(&scratch.plain, &mut scratch.protected)
