@@ -2,15 +2,20 @@
 //! `make bench`; docs/benchmarks.md has the figures and what they mean.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
-use auralink_proto::description::{MediaKind, TrackRule};
+use auralink_proto::aic::payload::{Body, Part, Redundant};
+use auralink_proto::coding::{Coding, EngineRungs};
+use auralink_proto::description::{MediaKind, RestoreRule, TrackRule};
 use auralink_proto::dtls::{SrtpKeys, SrtpProtectionProfile};
 use auralink_proto::flow::Flow;
+use auralink_proto::ladder::Frames;
+use auralink_proto::relay::Now;
 use auralink_proto::srtp::Srtp;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use quinn_udp::{BATCH_SIZE, RecvMeta, Transmit, UdpSockRef, UdpSocketState};
 use std::hint::black_box;
 use std::io::IoSliceMut;
 use std::net::UdpSocket;
+use std::time::Instant;
 
 const SSRC: u32 = 7;
 
@@ -108,8 +113,87 @@ fn flow(c: &mut Criterion) {
             b.iter(|| {
                 buffer.clear();
                 buffer.extend_from_slice(packet);
-                black_box(flow.apply(&mut buffer, packet.len(), 0));
+                black_box(flow.apply(&mut buffer, packet.len(), 0, |_| None));
             });
+        });
+    }
+}
+
+/// What a packet costs beside so many streams that are coded: one of them, one without a rule, and the question when it is due,
+/// which the worker asks after each.
+fn streams(c: &mut Criterion) {
+    for count in [5u32, 50, 500] {
+        let mut group = c.benchmark_group(format!("streams/{count}"));
+        group.throughput(Throughput::Elements(1));
+        let rules: Vec<TrackRule> = (0..count)
+            .map(|n| TrackRule {
+                ssrcs: vec![1000 + n],
+                mid: n.to_string(),
+                kind: MediaKind::Audio,
+                opus_pts: (Some(111), None),
+                restore: Some(RestoreRule {
+                    pt: 20,
+                    models: None,
+                    hint_id: 5,
+                    level_id: None,
+                }),
+                ..TrackRule::default()
+            })
+            .collect();
+        let now = Now {
+            instant: Instant::now(),
+            ntp: 0,
+        };
+        let mut coding = Coding::new(0, 512, EngineRungs::NONE);
+        let mut flow = Flow::default();
+        coding.set_rules(now.instant, &rules, None);
+        flow.set_rules(&rules, None);
+        // A native packet in a framed one.
+        let framed = |ssrc: u32, sequence: u16| {
+            let mut packet = rtp(12, sequence, 20);
+            packet[8..12].copy_from_slice(&ssrc.to_be_bytes());
+            let part = Part {
+                sequence,
+                packets: 1,
+                red: false,
+                body: Body::Native {
+                    payload_type: 111,
+                    marker: false,
+                    trimmed_from: None,
+                    payload: vec![0x48, 0xaa, 0xbb],
+                },
+            };
+            let copy: Option<&Redundant<Vec<u8>>> = None;
+            part.write(copy, Frames::LYRA, &mut packet).unwrap();
+            packet
+        };
+        let mut out = Vec::new();
+        for n in 0..count {
+            coding.take(now, &framed(1000 + n, 1), 50, |_| None);
+            while coding.poll_packet(now, &mut out).is_some() {}
+        }
+        let mut sequence = 1u16;
+        group.bench_function("framed", |b| {
+            b.iter(|| {
+                sequence = u16::wrapping_add(sequence, 1);
+                let packet = framed(999 + count, sequence);
+                black_box(coding.take(now, &packet, 50, |_| None));
+                while coding.poll_packet(now, &mut out).is_some() {}
+                coding.poll_report(&mut out);
+                black_box(coding.poll_timeout());
+            });
+        });
+        let video = rtp(1200, 1, 96);
+        let mut buffer = video.clone();
+        group.bench_function("unruled", |b| {
+            b.iter(|| {
+                black_box(coding.take(now, &video, 1228, |_| None));
+                black_box(flow.apply(&mut buffer, 1228, 0, |_| None));
+                black_box(coding.poll_timeout());
+            });
+        });
+        group.bench_function("poll_timeout", |b| {
+            b.iter(|| black_box(coding.poll_timeout()))
         });
     }
 }
@@ -169,5 +253,5 @@ fn socket(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, srtp, flow, socket);
+criterion_group!(benches, srtp, flow, streams, socket);
 criterion_main!(benches);

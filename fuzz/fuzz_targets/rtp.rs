@@ -71,7 +71,7 @@ fuzz_target!(|data: &[u8]| {
     for turn in 0..3 {
         let mut packet = packet.to_vec();
         let len = packet.len();
-        flow.apply(&mut packet, len, turn);
+        let _ = flow.apply(&mut packet, len, turn, |_| None);
         assert!(RtpHeader::parse(&packet).is_some());
         flow.report(header.ssrc, a);
     }

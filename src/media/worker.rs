@@ -192,6 +192,8 @@ struct State {
     by_path: HashMap<Path, usize>,
     by_id: HashMap<u64, usize>,
     codecs: Port,
+    /// What it is still to forget.
+    closes: codecs::Closes,
     /// What the codecs could do at the last look.
     rungs: EngineRungs,
     timers: BinaryHeap<Reverse<(Instant, usize)>>,
@@ -239,6 +241,7 @@ pub(super) fn spawn(mut setup: Setup) -> io::Result<(Arc<Waker>, JoinHandle<()>)
         by_id: HashMap::new(),
         rungs: codecs::rungs(&codecs),
         codecs,
+        closes: codecs::Closes::default(),
         timers: BinaryHeap::new(),
         ready: VecDeque::new(),
         tcp_ready: VecDeque::new(),
@@ -311,7 +314,13 @@ impl State {
             let timeout = if idle && !self.more && !self.handshakes.any() {
                 let due = self.timers.peek().map(|Reverse((due, _))| *due);
                 let due = due.map_or(self.next_snapshot, |due| due.min(self.next_snapshot));
-                due.saturating_duration_since(now().instant)
+                let wait = due.saturating_duration_since(now().instant);
+                // Closes that wait go on without a packet too.
+                if self.closes.is_empty() {
+                    wait
+                } else {
+                    wait.min(codecs::CLOSES_AGAIN)
+                }
             } else {
                 Duration::ZERO
             };
@@ -568,7 +577,13 @@ impl State {
             return;
         };
         if pc.relay.is_coding() {
-            codecs::jobs(pc, &self.codecs, &mut self.scratch, &mut self.out);
+            codecs::jobs(
+                pc,
+                &self.codecs,
+                &mut self.closes,
+                &mut self.scratch,
+                &mut self.out,
+            );
         }
         let (session, target) = (pc.session, pc.relay.target());
         while let Some(event) = pc.relay.poll_event() {

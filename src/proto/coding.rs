@@ -7,34 +7,39 @@
 mod agreed;
 mod recode;
 mod stats;
+mod stream;
+mod streams;
+#[cfg(test)]
+mod tests;
 
 pub use agreed::EngineRungs;
 pub use stats::HopStats;
 
 use crate::description::TrackRule;
-use crate::flow::find;
 use crate::hop::recode::{Passed, RecodeJob, Recoder};
 use crate::hop::report::{self, Report};
 use crate::hop::{DecodeJob, Decoded, EncodeJob, Encoded, Packer, Refusal, Restorer};
 use crate::ladder::{Rung, Rungs};
 use crate::packet::RtpHeader;
 use crate::relay::Now;
+use crate::rules::Rules;
 use agreed::{packer_config, restorer_config};
-use rustc_hash::FxHashMap;
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::time::Instant;
+use stream::{Stream, newest_of};
+use streams::{Admission, Known, Streams};
 
-/// Streams of one direction that are coded at a time; further ones pass as they are. A participant
-/// publishes a few; who makes up more must not take the codecs from everybody else.
+/// Streams of one direction that are known at a time; further ones pass as they are. A participant
+/// publishes a few.
 pub const MAX_UP: usize = 32;
-/// Towards a participant: a large room, over a long call.
+/// Towards a participant: a large room.
 pub const MAX_DOWN: usize = 512;
 
-/// A stream that has been silent for so long may give its place to another.
-const IDLE: Duration = Duration::from_secs(60);
+/// Payloads up to so many bytes have nothing to be coded: DTX, comfort noise, or a framed packet of such.
+const SILENCE: usize = 24;
 
-/// Audio that a stream may have decoded and coded at once, and more than it can say in real time.
-const BUDGET: Duration = Duration::from_millis(1_500);
+/// Jobs that nobody has polled. Whoever drives this polls after each call; one stream has 16 groups waiting at most.
+const MAX_JOBS: usize = 1024;
 
 /// Our SSRC in reports. It sends nothing else, so its SRTCP index is its own.
 const REPORTER: u32 = u32::from_be_bytes(*b"AIC1");
@@ -51,8 +56,19 @@ pub enum Job {
     Decode(Track, DecodeJob),
     /// Code a packet anew.
     Recode(Track, RecodeJob),
-    /// The stream is over.
-    Close(Track),
+    /// The stream is over, and no other will be called so while the engine remembers it. It used the engine this way.
+    Close(Track, Way),
+}
+
+/// What a stream uses an engine for; it has a state of its own for each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// [`Job::Encode`].
+    Encode,
+    /// [`Job::Decode`].
+    Decode,
+    /// [`Job::Recode`].
+    Recode,
 }
 
 /// What an engine answers.
@@ -114,43 +130,22 @@ pub enum Coded {
     Passed(Passed),
 }
 
-#[derive(Debug)]
-struct Stream {
-    ssrc: u32,
-    /// `a=mid` of its rule.
-    mid: String,
-    /// When its last packet came.
-    last: Instant,
-    /// Audio that the engine may still be asked to decode or code.
-    budget: Duration,
-    refilled: Instant,
-    packer: Option<Packer>,
-    /// What the rule wants.
-    wanted: Rung,
-    /// What signalling says that the receiver decodes.
-    negotiated: Rungs,
-    /// The models that the receiver decodes with, and those that the sender was told of.
-    models: (Option<u32>, Option<u32>),
-    restorer: Option<Restorer>,
-    recoder: Option<Recoder>,
-    /// The peer's last report.
-    reported: Option<Report>,
-}
-
 /// One direction. After every call that takes a time, drain [`Coding::poll_job`],
 /// [`Coding::poll_packet`] and [`Coding::poll_report`].
 #[derive(Debug)]
 pub struct Coding {
     base: Track,
-    rules: Vec<TrackRule>,
-    mid_ext_id: Option<u8>,
-    /// By number within [`Coding::base`].
-    streams: Vec<Stream>,
-    by_ssrc: FxHashMap<u32, usize>,
-    /// Streams that may have a packet ready.
-    touched: VecDeque<usize>,
-    most: usize,
-    /// Framed packets that nothing is there for.
+    rules: Rules,
+    /// Payload types of framed packets that may come, a bit each.
+    framed: u128,
+    /// What was told to who sends them.
+    told: Option<u8>,
+    /// Some rule wants to know what receivers report.
+    lossy: bool,
+    streams: Streams,
+    /// Streams that may have a packet ready, each once.
+    touched: VecDeque<u16>,
+    /// Packets that nothing is there for, or that must not go as they came.
     strays: u64,
     /// What the engine can do now.
     engine: EngineRungs,
@@ -159,33 +154,59 @@ pub struct Coding {
     /// Of streams that gave up their place.
     ended: HopStats,
     buffer: Vec<u8>,
+    /// What is due in this moment.
+    firing: Vec<u16>,
+}
+
+/// Where a packet belongs.
+enum Place {
+    Stream(u16),
+    /// Nowhere: it goes the ordinary way.
+    Pass,
+    /// Nowhere, and it must not go on.
+    Drop(Taken),
 }
 
 impl Coding {
-    /// Without rules. Tracks are numbered from `base` on, at most `most` of them.
+    /// Without rules. Tracks are numbered from `base` on; `most` are known at a time, and a quarter of them may have codecs.
     #[must_use]
     pub fn new(base: Track, most: usize, engine: EngineRungs) -> Self {
         Self {
             base,
-            rules: Vec::new(),
-            mid_ext_id: None,
-            streams: Vec::new(),
-            by_ssrc: FxHashMap::default(),
+            rules: Rules::default(),
+            framed: 0,
+            told: None,
+            lossy: false,
+            streams: Streams::new(most),
             touched: VecDeque::new(),
-            most,
             strays: 0,
             engine,
             jobs: VecDeque::new(),
             reports: Vec::new(),
             ended: HopStats::default(),
             buffer: Vec::new(),
+            firing: Vec::new(),
         }
     }
 
-    /// Nothing is coded here.
+    /// Nothing is coded here, and nothing was.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.rules.is_empty() && self.streams.is_empty()
+        self.rules.is_empty() && self.framed == 0 && self.streams.is_empty()
+    }
+
+    /// Who sends framed packets was told to give them this payload type: one that comes without a rule is nobody's.
+    pub fn set_told(&mut self, pt: Option<u8>) {
+        if self.told != pt {
+            self.told = pt;
+            self.set_framed();
+        }
+    }
+
+    fn set_framed(&mut self) {
+        let restored = self.rules.list().iter().filter_map(|rule| rule.restore);
+        let pts = restored.map(|restore| restore.pt).chain(self.told);
+        self.framed = pts.fold(0, |bits, pt| bits | bit(pt));
     }
 
     /// Takes new rules; streams that are framed already stay so.
@@ -194,36 +215,20 @@ impl Coding {
             rule.pack.is_some() || rule.restore.is_some() || rule.recode.is_some()
         };
         let rules: Vec<TrackRule> = rules.iter().filter(coded).cloned().collect();
-        if self.rules == rules && self.mid_ext_id == mid_ext_id {
+        if !self.rules.set(rules, mid_ext_id) {
             return;
         }
-        self.rules = rules;
-        self.mid_ext_id = mid_ext_id;
-        for (index, stream) in self.streams.iter_mut().enumerate() {
-            // What waits may go now.
-            self.touched.push_back(index);
-            let by_ssrc = |rule: &&TrackRule| rule.ssrcs.contains(&stream.ssrc);
-            let by_mid = |rule: &&TrackRule| rule.ssrcs.is_empty() && rule.mid == stream.mid;
-            let rules = self.rules.iter();
-            let Some(rule) = rules.clone().find(by_ssrc).or(rules.clone().find(by_mid)) else {
-                stream.wanted = Rung::NATIVE;
-                recode::set_rule(&mut stream.recoder, None);
-                continue;
-            };
-            recode::set_rule(&mut stream.recoder, Some(rule));
-            stream.wanted = rule.pack.map_or(Rung::NATIVE, |pack| pack.rung);
-            if let (Some(restorer), Some(restore)) = (&mut stream.restorer, rule.restore) {
-                stream.models.1 = restore.models;
-                restorer.renegotiated(restorer_config(rule, restore));
-            }
-            if let (Some(packer), Some(pack)) = (&mut stream.packer, rule.pack) {
-                stream.negotiated = pack.rungs;
-                stream.models.0 = pack.models;
-                if let Some(opus_pt) = rule.opus_pts.0 {
-                    packer.renegotiated(packer_config(rule, pack, opus_pt, 0));
+        self.set_framed();
+        let lossy = |rule: &TrackRule| rule.recode.is_some_and(|recode| recode.lossy_only);
+        self.lossy = self.rules.list().iter().any(lossy);
+        self.streams.set_tracks(self.rules.list().len());
+        for number in self.streams.numbers() {
+            if let Some(stream) = self.streams.get_mut(number) {
+                let rule = self.rules.again(stream.ssrc, &stream.mid);
+                stream.set_rule(rule, rule.and_then(|rule| self.rules.get(rule)));
+                if rule.is_none() {
+                    self.streams.unseat(number);
                 }
-                let reported = stream.reported.map_or(Rungs::ALL, |report| report.rungs);
-                packer.set_peer_rungs(reported.and(pack.rungs));
             }
         }
         self.set_engine(now, self.engine);
@@ -232,17 +237,41 @@ impl Coding {
     /// What the engine can do from now on.
     pub fn set_engine(&mut self, now: Instant, engine: EngineRungs) {
         self.engine = engine;
-        for stream in &mut self.streams {
-            if let Some(packer) = &mut stream.packer {
-                let rungs = engine.with(engine.encodes, stream.models.0);
-                packer.set_rung(rungs.at_least(stream.wanted));
-                packer.set_frames(engine.frames);
+        for number in self.streams.numbers() {
+            self.equip(now, number);
+        }
+    }
+
+    /// Tells a stream what the engine can do for it.
+    fn equip(&mut self, now: Instant, number: u16) {
+        if let Some(stream) = self.streams.get_mut(number) {
+            stream.set_engine(now, self.engine);
+            self.follow(number);
+        }
+    }
+
+    /// A stream may have a packet ready, or be due at another time.
+    fn follow(&mut self, number: u16) {
+        if let Some(stream) = self.streams.get_mut(number)
+            && !std::mem::replace(&mut stream.touched, true)
+        {
+            self.touched.push_back(number);
+        }
+        self.streams.retime(number);
+    }
+
+    /// Lets a stream have the engine where there is a seat.
+    fn admit(&mut self, now: Instant, number: u16) -> bool {
+        match self.streams.admit(now, number) {
+            Admission::Had => true,
+            Admission::Full => false,
+            Admission::Given { instead_of } => {
+                self.equip(now, number);
+                if let Some(other) = instead_of {
+                    self.equip(now, other);
+                }
+                true
             }
-            if let Some(restorer) = &mut stream.restorer {
-                restorer.set_frames(engine.frames);
-                restorer.set_rungs(now, engine.with(engine.decodes, stream.models.1));
-            }
-            recode::set_engine(&mut stream.recoder, engine);
         }
     }
 
@@ -253,150 +282,213 @@ impl Coding {
         now: Now,
         packet: &[u8],
         wire_len: usize,
-        newest_sent: impl FnOnce(u32) -> Option<u16>,
+        newest_sent: impl Fn(u32) -> Option<u16>,
     ) -> Taken {
         let Some(header) = RtpHeader::parse(packet) else {
             return self.odd(packet);
         };
-        let framed = |rule: &TrackRule| rule.restore.is_some_and(|r| r.pt == header.payload_type);
-        let Some(index) = self.stream(now.instant, &header, packet) else {
-            // Nobody else can make anything of a framed packet.
-            if self.rules.iter().any(framed) {
+        let number = match self.place(now.instant, &header, packet) {
+            Place::Stream(number) => number,
+            Place::Pass => return Taken::Not,
+            Place::Drop(taken) => {
+                self.strays += 1;
+                return taken;
+            }
+        };
+        let Some(stream) = self.streams.get_mut(number) else {
+            return Taken::Not;
+        };
+        if stream.rule.is_none()
+            && let Some(index) = self.rules.find(&header, packet)
+        {
+            stream.set_rule(Some(index), self.rules.get(index));
+        }
+        // Silence needs no codec.
+        if !stream.seated && stream.rule.is_some() && header.payload(packet).len() > SILENCE {
+            self.admit(now.instant, number);
+        }
+        let Some(stream) = self.streams.get_mut(number) else {
+            return Taken::Not;
+        };
+        let rule = stream.rule.and_then(|index| self.rules.get(index));
+        let framed = (self.framed | stream.framed) & bit(header.payload_type) != 0;
+        if framed {
+            let Some((rule, restore)) = rule.and_then(|rule| Some((rule, rule.restore?))) else {
+                // Its numbers are the hop's: as it is it would be somebody else under the same SSRC.
                 self.strays += 1;
                 return Taken::Framed;
-            }
-            return Taken::Not;
-        };
-        let Some(stream) = self.streams.get_mut(index) else {
-            return Taken::Not;
-        };
-        let rule = find(&self.rules, self.mid_ext_id, &header, packet)
-            .and_then(|rule| self.rules.get(rule));
-        if let Some(rule) = rule
-            && let Some(restore) = rule.restore
-            && restore.pt == header.payload_type
-        {
-            let engine = self.engine;
-            let restorer = stream.restorer.get_or_insert_with(|| {
-                stream.models.1 = restore.models;
+            };
+            stream.framed |= bit(header.payload_type);
+            if stream.restorer.is_none() {
                 let mut restorer = Restorer::new(restorer_config(rule, restore));
-                restorer.set_rungs(now.instant, engine.with(engine.decodes, restore.models));
-                restorer
-            });
-            restorer.set_frames(engine.frames);
-            restorer.take(now.instant, now.ntp, packet, wire_len);
-            self.settle(now, index);
+                stream.models.1 = restore.models;
+                if stream.packer.is_none()
+                    && let Some(newest) = newest_of(newest_sent(header.ssrc), stream.newest())
+                {
+                    restorer.begin_after(newest);
+                }
+                restorer.set_frames(self.engine.frames);
+                stream.restorer = Some(restorer);
+                stream.set_engine(now.instant, self.engine);
+            }
+            if let Some(restorer) = &mut stream.restorer {
+                restorer.set_frames(self.engine.frames);
+                restorer.take(now.instant, now.ntp, packet, wire_len);
+            }
+            self.settle(now, number);
             return Taken::Framed;
         }
+        let packs = |rule: &TrackRule| Some((rule.pack?, rule.opus_pts.0?));
         if stream.packer.is_none()
             && let Some(rule) = rule
-            && let Some(pack) = rule.pack
-            && let Some(opus_pt) = rule.opus_pts.0
+            && let Some((pack, opus_pt)) = packs(rule)
+            && (stream.seated || stream.was_packed)
         {
             // Not the original's own: it may have been overtaken by some that went unframed, or are about to.
-            let first = recode::newest(stream, newest_sent(header.ssrc))
+            let first = newest_of(newest_sent(header.ssrc), stream.newest())
                 .map_or(header.sequence, |newest| newest.wrapping_add(1));
-            let mut packer = Packer::new(packer_config(rule, pack, opus_pt, first));
-            let rungs = self.engine.with(self.engine.encodes, pack.models);
-            packer.set_rung(rungs.at_least(pack.rung));
-            packer.set_frames(self.engine.frames);
+            let packer = Packer::new(packer_config(rule, pack, opus_pt, first));
             stream.wanted = pack.rung;
             stream.models.0 = pack.models;
             stream.negotiated = pack.rungs;
             stream.packer = Some(packer);
+            stream.set_engine(now.instant, self.engine);
         }
+        let engine = stream.engine(self.engine);
         let Some(packer) = &mut stream.packer else {
-            let (instant, engine) = (now.instant, self.engine);
-            if !recode::take(stream, rule, engine, instant, packet, wire_len) {
+            let passes = !stream.was_packed
+                && stream
+                    .floor
+                    .as_mut()
+                    .is_none_or(|f| f.admits(header.sequence))
+                && stream.restorer.as_mut().is_none_or(|r| r.passes(packet));
+            if !passes {
+                self.strays += 1;
+                return Taken::Original;
+            }
+            if stream.recoder.is_none() && stream.restorer.is_none() {
+                let newest = newest_of(newest_sent(header.ssrc), stream.newest());
+                recode::begin(stream, rule, engine, newest);
+            }
+            if !recode::take(stream, now.instant, packet, wire_len) {
                 return Taken::Not;
             }
-            self.settle(now, index);
+            self.settle(now, number);
             return Taken::Recoded;
         };
         packer.take(now.instant, packet, wire_len);
-        self.settle(now, index);
+        self.settle(now, number);
         Taken::Original
     }
 
-    /// The stream of a packet, made where a rule is for it.
-    fn stream(&mut self, now: Instant, header: &RtpHeader, packet: &[u8]) -> Option<usize> {
-        if let Some(index) = self.by_ssrc.get(&header.ssrc) {
-            if let Some(stream) = self.streams.get_mut(*index) {
-                stream.last = now;
-            }
-            return Some(*index);
-        }
-        let rule = find(&self.rules, self.mid_ext_id, header, packet)?;
-        let rule = self.rules.get(rule)?;
-        let stream = Stream {
-            ssrc: header.ssrc,
-            mid: rule.mid.clone(),
-            last: now,
-            budget: BUDGET,
-            refilled: now,
-            packer: None,
-            wanted: Rung::NATIVE,
-            negotiated: Rungs::NONE,
-            models: (None, None),
-            restorer: None,
-            recoder: None,
-            reported: None,
-        };
-        let index = if self.streams.len() < self.most {
-            self.streams.push(stream);
-            self.streams.len() - 1
+    /// Where a packet belongs; a stream is made where a rule is for it.
+    fn place(&mut self, now: Instant, header: &RtpHeader, packet: &[u8]) -> Place {
+        let framed = self.framed & bit(header.payload_type) != 0;
+        let nowhere = if framed {
+            // Nobody else can make anything of it.
+            Place::Drop(Taken::Framed)
         } else {
-            // What is packed keeps its place: its sequence numbers must go on.
-            let idle = |old: &Stream| {
-                old.packer.is_none() && now.saturating_duration_since(old.last) > IDLE
-            };
-            let index = self.streams.iter().position(idle)?;
-            let old = self.streams.get_mut(index)?;
-            self.ended += old.stats();
-            self.by_ssrc.remove(&old.ssrc);
-            *old = stream;
-            self.jobs.push_back(Job::Close(self.base + index as Track));
-            index
+            Place::Pass
         };
-        self.by_ssrc.insert(header.ssrc, index);
-        Some(index)
+        match self.streams.known(header.ssrc) {
+            Some(Known::Stream(number)) => {
+                let number = *number;
+                if let Some(stream) = self.streams.get_mut(number) {
+                    (stream.last, stream.ended) = (now, false);
+                }
+                return Place::Stream(number);
+            }
+            // It was framed, and must not go on in any other way.
+            Some(Known::Gone { packed: true, .. }) => {
+                let rule = self.rules.find(header, packet);
+                let packs = |rule: &usize| {
+                    let rule = self.rules.get(*rule);
+                    rule.is_some_and(|rule| rule.pack.is_some() && rule.opus_pts.0.is_some())
+                };
+                return match rule.filter(packs) {
+                    Some(rule) => self.make(now, header, rule, Place::Drop(Taken::Original)),
+                    None => Place::Drop(Taken::Original),
+                };
+            }
+            Some(Known::Gone { floor, .. }) => {
+                // The numbers of a framed one are the hop's.
+                let goes = framed || floor.admits(header.sequence);
+                if !goes {
+                    return Place::Drop(Taken::Original);
+                }
+            }
+            None => {}
+        }
+        match self.rules.find(header, packet) {
+            Some(rule) => self.make(now, header, rule, nowhere),
+            None => nowhere,
+        }
     }
 
-    /// A packet whose header can't be read: none may go unframed in a stream that is framed.
+    fn make(&mut self, now: Instant, header: &RtpHeader, rule: usize, nowhere: Place) -> Place {
+        let Some(mid) = self.rules.get(rule).map(|rule| rule.mid.clone()) else {
+            return nowhere;
+        };
+        if !self.streams.may_know(header.ssrc) {
+            return nowhere;
+        }
+        if self.streams.is_full() {
+            let Some(old) = self.streams.idle(now) else {
+                return nowhere;
+            };
+            self.forget(old);
+        }
+        let number = self.streams.insert(now, header.ssrc, mid);
+        if let Some(stream) = self.streams.get_mut(number) {
+            stream.set_rule(Some(rule), self.rules.get(rule));
+        }
+        Place::Stream(number)
+    }
+
+    /// A packet whose header can't be read: none may go on in a stream that is coded, or was.
     fn odd(&mut self, packet: &[u8]) -> Taken {
         let ssrc = packet.get(8..12).and_then(|four| four.first_chunk());
-        let framed = ssrc
-            .and_then(|ssrc| self.by_ssrc.get(&u32::from_be_bytes(*ssrc)))
-            .and_then(|index| self.streams.get(*index))
-            .is_some_and(|stream| stream.packer.is_some());
-        if framed {
+        if ssrc.is_some_and(|ssrc| self.streams.known(u32::from_be_bytes(*ssrc)).is_some()) {
             self.strays += 1;
             return Taken::Original;
         }
         Taken::Not
     }
 
+    /// Gives a stream's place up.
+    fn forget(&mut self, number: u16) {
+        let track = self.track(number);
+        if let Some(stream) = self.streams.remove(number) {
+            self.ended += stream.stats();
+            self.jobs.extend(stream.closes(track));
+        }
+    }
+
+    fn track(&self, number: u16) -> Track {
+        self.base + Track::from(number)
+    }
+
     /// Moves on what a stream has: restored packets that are to be packed again, jobs, reports.
-    fn settle(&mut self, now: Now, index: usize) {
-        let track = self.base + index as Track;
-        let Some(stream) = self.streams.get_mut(index) else {
+    fn settle(&mut self, now: Now, number: u16) {
+        let track = self.track(number);
+        let room = self.jobs.len() < MAX_JOBS;
+        let Some(stream) = self.streams.get_mut(number) else {
             return;
         };
-        self.touched.push_back(index);
-        if let Some(restorer) = &mut stream.restorer {
+        while let Some(job) = stream.restorer.as_mut().and_then(Restorer::poll_job) {
             let readable = self.engine.with(Rungs::ALL, stream.models.1);
-            while let Some(job) = restorer.poll_job() {
-                if !readable.iter().any(|rung| rung.codec() == job.codec) {
-                    restorer.failed(now.instant, job.id);
-                    continue;
-                }
-                let cost = u64::from(job.unit_ms) * u64::from(job.count);
-                if spend(&mut stream.budget, &mut stream.refilled, now.instant, cost) {
-                    self.jobs.push_back(Job::Decode(track, job));
-                } else {
-                    restorer.failed(now.instant, job.id);
-                }
+            let cost = u64::from(job.unit_ms) * u64::from(job.count);
+            if room
+                && stream.seated
+                && readable.iter().any(|rung| rung.codec() == job.codec)
+                && stream.spend(now.instant, Way::Decode, cost)
+            {
+                self.jobs.push_back(Job::Decode(track, job));
+            } else if let Some(restorer) = &mut stream.restorer {
+                restorer.failed(now.instant, job.id);
             }
+        }
+        if let Some(restorer) = &mut stream.restorer {
             if let Some(packer) = &mut stream.packer {
                 while restorer.poll_packet(&mut self.buffer).is_some() {
                     packer.take(now.instant, &self.buffer, self.buffer.len());
@@ -406,38 +498,35 @@ impl Coding {
         }
         while let Some(job) = stream.recoder.as_mut().and_then(Recoder::poll_job) {
             let cost = u64::from(job.unit_ms);
-            if spend(&mut stream.budget, &mut stream.refilled, now.instant, cost) {
+            if room && stream.seated && stream.spend(now.instant, Way::Recode, cost) {
                 self.jobs.push_back(Job::Recode(track, job));
             } else if let Some(recoder) = &mut stream.recoder {
                 recoder.refused(now.instant, job.id, Refusal::Busy);
             }
         }
-        if let Some(packer) = &mut stream.packer {
-            while let Some(job) = packer.poll_job() {
-                let cost = 20 * job.packets.len() as u64;
-                if spend(&mut stream.budget, &mut stream.refilled, now.instant, cost) {
-                    self.jobs.push_back(Job::Encode(track, job));
-                } else {
-                    packer.refused(now.instant, job.id, Refusal::Busy);
-                }
+        while let Some(job) = stream.packer.as_mut().and_then(Packer::poll_job) {
+            let cost = u64::from(job.unit_ms) * job.packets.len() as u64;
+            if room && stream.seated && stream.spend(now.instant, Way::Encode, cost) {
+                self.jobs.push_back(Job::Encode(track, job));
+            } else if let Some(packer) = &mut stream.packer {
+                packer.refused(now.instant, job.id, Refusal::Busy);
             }
         }
+        self.follow(number);
     }
 
     /// Takes an engine's answer.
     pub fn outcome(&mut self, now: Now, outcome: Outcome) {
-        let Some(index) = outcome.track().checked_sub(self.base) else {
+        let number = outcome.track().checked_sub(self.base);
+        let Some(Ok(number)) = number.map(u16::try_from) else {
             return;
         };
-        let Ok(index) = usize::try_from(index) else {
-            return;
-        };
-        let Some(stream) = self.streams.get_mut(index) else {
+        let Some(stream) = self.streams.get_mut(number) else {
             return;
         };
         let outcome = match recode::outcome(stream, now.instant, outcome) {
             Some(outcome) => outcome,
-            None => return self.settle(now, index),
+            None => return self.settle(now, number),
         };
         match (outcome, &mut stream.packer, &mut stream.restorer) {
             (Outcome::Encoded(_, id, encoded), Some(packer), _) => {
@@ -453,21 +542,32 @@ impl Coding {
             (Outcome::Hangs(_, id), _, Some(restorer)) => restorer.hangs(now.instant, id),
             _ => {}
         }
-        self.settle(now, index);
+        self.settle(now, number);
     }
 
     /// Takes the hop's reports out of an RTCP packet of the side that framed packets go to. Drain [`Coding::poll_packet`] after it.
     pub fn report(&mut self, now: Now, rtcp: &[u8]) {
         report::read(rtcp, |report| {
-            if let Some(index) = self.by_ssrc.get(&report.ssrc)
-                && let Some(stream) = self.streams.get_mut(*index)
+            if let Some(number) = self.streams.of(report.ssrc)
+                && let Some(stream) = self.streams.get_mut(number)
                 && let Some(packer) = &mut stream.packer
             {
                 packer.report(now.instant, &report);
                 // What was negotiated is the most there can be.
                 packer.set_peer_rungs(report.rungs.and(stream.negotiated));
                 stream.reported = Some(report);
-                self.touched.push_back(*index);
+                self.settle(now, number);
+            }
+        });
+    }
+
+    /// Takes the goodbyes (RTCP BYE) of the side that packets come from: such a stream gives its place up before others.
+    pub fn goodbyes(&mut self, rtcp: &[u8]) {
+        report::goodbyes(rtcp, |ssrc| {
+            if let Some(number) = self.streams.of(ssrc)
+                && let Some(stream) = self.streams.get_mut(number)
+            {
+                stream.ended = true;
             }
         });
     }
@@ -479,8 +579,8 @@ impl Coding {
 
     /// Writes the next RTP packet that is to go on into `out`.
     pub fn poll_packet(&mut self, now: Now, out: &mut Vec<u8>) -> Option<Coded> {
-        while let Some(index) = self.touched.front() {
-            let ready = self.streams.get_mut(*index).and_then(|stream| {
+        while let Some(number) = self.touched.front().copied() {
+            let ready = self.streams.get_mut(number).and_then(|stream| {
                 // Before anything is framed: these are older.
                 let passed = stream.recoder.as_mut().and_then(|r| r.poll_packet(out));
                 if let Some(passed) = passed {
@@ -493,7 +593,15 @@ impl Coding {
                             native_bytes: sent.native_bytes,
                         })
                     }
-                    (None, Some(restorer)) => restorer.poll_packet(out).map(|_| Coded::Restored),
+                    (None, Some(restorer)) => loop {
+                        restorer.poll_packet(out)?;
+                        // A framed packet may hold anything, but none of its own kind.
+                        let pt = out.get(1).copied().unwrap_or_default();
+                        if (self.framed | stream.framed) & bit(pt) == 0 {
+                            return Some(Coded::Restored);
+                        }
+                        self.strays += 1;
+                    },
                     (None, None) => None,
                 }
             });
@@ -501,6 +609,9 @@ impl Coding {
                 return ready;
             }
             self.touched.pop_front();
+            if let Some(stream) = self.streams.get_mut(number) {
+                stream.touched = false;
+            }
         }
         None
     }
@@ -515,11 +626,14 @@ impl Coding {
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Now) {
-        for index in 0..self.streams.len() {
-            let Some(stream) = self.streams.get_mut(index) else {
-                return;
+        let mut firing = std::mem::take(&mut self.firing);
+        self.streams.take_due(now.instant, &mut firing);
+        for number in firing.drain(..) {
+            let Some(stream) = self.streams.get_mut(number) else {
+                continue;
             };
-            if due(stream).is_none_or(|due| due > now.instant) {
+            if stream.due().is_none_or(|due| due > now.instant) {
+                self.streams.retime(number);
                 continue;
             }
             if let Some(restorer) = &mut stream.restorer {
@@ -531,24 +645,28 @@ impl Coding {
             if let Some(recoder) = &mut stream.recoder {
                 recoder.handle_timeout(now.instant);
             }
-            self.settle(now, index);
+            self.settle(now, number);
         }
+        self.firing = firing;
     }
 
-    /// When [`Coding::handle_timeout`] wants to be called.
+    /// When [`Coding::handle_timeout`] wants to be called, at the latest. What it costs doesn't grow with the streams.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.streams.iter().filter_map(due).min()
+        self.streams.first_due()
     }
 
     /// Everything is over: jobs that let the engine forget the streams.
     pub fn close(&mut self) {
         self.jobs.clear();
-        let tracks = self.base..self.base + self.streams.len() as Track;
-        self.jobs.extend(tracks.map(Job::Close));
+        for number in self.streams.numbers() {
+            self.forget(number);
+        }
         self.streams.clear();
-        self.by_ssrc.clear();
-        self.rules.clear();
+        self.touched.clear();
+        self.rules = Rules::default();
+        self.set_told(None);
+        self.set_framed();
     }
 
     /// The cheapest rung in use, and how many streams are framed.
@@ -570,30 +688,14 @@ impl Coding {
     pub fn stats(&self) -> HopStats {
         let mut sum = self.ended;
         sum.unreadable += self.strays;
-        for stream in &self.streams {
+        for stream in self.streams.iter() {
             sum += stream.stats();
         }
         sum
     }
 }
 
-/// Takes `cost` milliseconds of audio out of a budget that fills again twice as fast as time goes.
-fn spend(budget: &mut Duration, refilled: &mut Instant, now: Instant, cost: u64) -> bool {
-    let passed = now.saturating_duration_since(*refilled);
-    *refilled = now;
-    *budget = (*budget + passed * 2).min(BUDGET);
-    match budget.checked_sub(Duration::from_millis(cost)) {
-        Some(left) => {
-            *budget = left;
-            true
-        }
-        None => false,
-    }
-}
-
-fn due(stream: &Stream) -> Option<Instant> {
-    let packer = stream.packer.as_ref().and_then(Packer::poll_timeout);
-    let restorer = stream.restorer.as_ref().and_then(Restorer::poll_timeout);
-    let recoder = stream.recoder.as_ref().and_then(Recoder::poll_timeout);
-    packer.into_iter().chain(restorer).chain(recoder).min()
+/// A payload type in a set of them.
+fn bit(pt: u8) -> u128 {
+    1 << (pt & 0x7f)
 }

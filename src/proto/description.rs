@@ -48,8 +48,8 @@ pub struct LegDescription {
     pub local: Creds,
     /// What the peer told us; absent until its SDP has come.
     pub remote: Option<Creds>,
-    /// The peer's certificate must match it; absent until its SDP has come.
-    pub fingerprint: Option<Fingerprint>,
+    /// The peer's certificate must match one of them (RFC 8122 section 5); none until its SDP has come.
+    pub fingerprints: Vec<Fingerprint>,
     /// Known once the answer has passed.
     pub dtls: Option<DtlsRole>,
     /// The peer's candidates (`candidate:…`, no `a=`), from SDP and trickle. Only the server leg

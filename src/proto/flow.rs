@@ -2,9 +2,11 @@
 //! packet, and what that saved.
 
 use crate::aic::{Hint, RatioPredictor, VERSION};
-use crate::description::TrackRule;
+use crate::description::{MediaKind, TrackRule};
 use crate::packet::{RtpHeader, append_extension};
+use crate::past::{Done, Floor, Past};
 use crate::red::{self, Shed};
+use crate::rules::Rules;
 use crate::srtp::Refusal;
 use rustc_hash::FxHashMap;
 
@@ -24,9 +26,18 @@ const LOSSY: u8 = 5;
 /// So many reports in a row without loss before redundancy is shed again after a loss.
 const CLEAN_REPORTS: u8 = 3;
 
-/// Streams of one direction beyond so many share no state and pass untouched. A stranger with
-/// valid keys could otherwise grow the map with random SSRCs.
+/// Streams of one direction beyond so many share no state and pass untouched, until some have ended. A participant
+/// could otherwise grow the map with random SSRCs.
 const MAX_STREAMS: usize = 4096;
+
+/// Streams that ended and whose packets were changed: 8 bytes each as long as the leg's keys live, because they must not go
+/// otherwise when they come again. With so many of them no further one is forgotten.
+const MAX_GONE: usize = 16_384;
+
+/// A stream that has been silent for so long has ended where others need its place, in 1/65,536 s: a minute ...
+const IDLE: u32 = 60 << 16;
+/// ... and it is looked for such ones so often.
+const LOOK_AGAIN: u32 = 1 << 16;
 
 /// Counters of one direction. Bytes are on the wire of the client's side, IP and UDP included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -98,54 +109,35 @@ impl FlowStats {
 
 #[derive(Debug, Default)]
 struct Stream {
-    /// Index into the rules; `None`: no rule, passes untouched.
+    /// Index into the rules; `None`: no rule any more, goes on as what it was lets it.
     rule: Option<usize>,
+    /// `a=mid` of its rule.
+    mid: String,
+    /// When its last packet came: the middle of the NTP time.
+    last: u32,
     shedding: bool,
     clean_reports: u8,
     reported_loss: bool,
     last_timestamp: Option<u32>,
     predictor: RatioPredictor,
-    shed: Shedding,
-}
-
-/// Which of a stream's last packets were shed. One that is asked for again (NACK) goes as it did the
-/// first time: an SRTP index must not be used for two payloads (RFC 3711 section 9.1).
-#[derive(Debug, Default)]
-struct Shedding {
-    newest: Option<u16>,
-    /// Payload type of the RED that was shed, after the rule is gone too.
-    pt: Option<u8>,
-    /// The newest is the lowest bit.
-    shed: u128,
-}
-
-impl Shedding {
-    /// Whether this packet is to be shed, where a new one would be or not.
-    fn of(&mut self, sequence: u16, sheds: bool) -> bool {
-        let newest = *self.newest.get_or_insert(sequence.wrapping_sub(1));
-        let ahead = sequence.wrapping_sub(newest).cast_signed();
-        if ahead <= 0 {
-            // Of what is older than all that is known, the oldest known says most.
-            let behind = u32::from(ahead.unsigned_abs()).min(u128::BITS - 1);
-            return self.shed >> behind & 1 == 1;
-        }
-        self.newest = Some(sequence);
-        let passed = u32::from(ahead.unsigned_abs());
-        // What was overtaken goes as it would have before the newest.
-        let before = if self.shed & 1 == 1 { u128::MAX } else { 0 };
-        let kept = self.shed.checked_shl(passed).unwrap_or(0);
-        let between = !(u128::MAX.checked_shl(passed).unwrap_or(0)) & before;
-        self.shed = (kept | between) & !1 | u128::from(sheds);
-        sheds
-    }
+    past: Past,
+    /// Payload type of the RED that was shed, and those of what was wrapped, after the rule is gone too.
+    shed_pt: Option<u8>,
+    wrap_pts: Option<(u8, u8)>,
+    /// What it was before it ended and came again.
+    floor: Option<Floor>,
 }
 
 /// One direction.
 #[derive(Debug, Default)]
 pub struct Flow {
-    rules: Vec<TrackRule>,
-    mid_ext_id: Option<u8>,
+    rules: Rules,
+    /// Some rule wants to know what receivers report.
+    reports: bool,
     streams: FxHashMap<u32, Stream>,
+    gone: FxHashMap<u32, Floor>,
+    /// No stream was to be forgotten then.
+    full_at: Option<u32>,
     /// Counters.
     pub stats: FlowStats,
 }
@@ -160,67 +152,161 @@ pub struct Applied {
 }
 
 impl Flow {
-    /// Takes new rules; what streams have learned of loss stays.
+    /// Takes new rules; what streams have learned of loss stays, and what was done to their packets.
     pub fn set_rules(&mut self, rules: &[TrackRule], mid_ext_id: Option<u8>) {
-        if self.rules == rules && self.mid_ext_id == mid_ext_id {
+        if !self.rules.set(rules.to_vec(), mid_ext_id) {
             return;
         }
-        self.rules = rules.to_vec();
-        self.mid_ext_id = mid_ext_id;
+        let wants = |rule: &TrackRule| rule.shed_red.is_some() && !rule.shed_always;
+        self.reports = self.rules.list().iter().any(wants);
         for (ssrc, stream) in &mut self.streams {
-            stream.rule = self.rules.iter().position(|rule| rule.ssrcs.contains(ssrc));
+            stream.rule = self.rules.again(*ssrc, &stream.mid);
         }
-        // Streams known only by MID are looked up again with their next packets.
-        self.streams.retain(|_, stream| stream.rule.is_some());
+        self.streams.retain(|_, stream| {
+            stream.rule.is_some() || stream.past.is_any() || stream.floor.is_some()
+        });
+    }
+
+    /// The stream of a packet, made where a rule is for it. None: there is none. `false`: the packet must not go.
+    fn stream(
+        &mut self,
+        header: &RtpHeader,
+        packet: &[u8],
+        ntp: u32,
+        newest_sent: impl FnOnce(u32) -> Option<u16>,
+    ) -> Option<bool> {
+        if let Some(stream) = self.streams.get_mut(&header.ssrc) {
+            stream.last = ntp;
+            if stream.rule.is_none()
+                && let Some(index) = self.rules.find(header, packet)
+            {
+                stream.rule = Some(index);
+                if let Some(rule) = self.rules.get(index) {
+                    stream.mid.clone_from(&rule.mid);
+                }
+            }
+            let floor = stream.floor.as_mut();
+            return Some(floor.is_none_or(|floor| floor.admits(header.sequence)));
+        }
+        let mut floor = None;
+        if !self.gone.is_empty()
+            && let Some(gone) = self.gone.get_mut(&header.ssrc)
+        {
+            if !gone.admits(header.sequence) {
+                return Some(false);
+            }
+            floor = Some(*gone);
+        }
+        let index = self.rules.find(header, packet)?;
+        let mid = self.rules.get(index)?.mid.clone();
+        if self.streams.len() >= MAX_STREAMS && !self.forget(ntp) {
+            return None;
+        }
+        self.gone.remove(&header.ssrc);
+        let stream = Stream {
+            rule: Some(index),
+            mid,
+            last: ntp,
+            // What went before it had a rule.
+            past: Past::after(newest_sent(header.ssrc)),
+            floor,
+            ..Stream::default()
+        };
+        self.streams.insert(header.ssrc, stream);
+        Some(true)
+    }
+
+    /// Forgets streams that ended; `false`: there are none.
+    fn forget(&mut self, now: u32) -> bool {
+        if self
+            .full_at
+            .is_some_and(|at| now.wrapping_sub(at) < LOOK_AGAIN)
+        {
+            return false;
+        }
+        let before = self.streams.len();
+        let gone = &mut self.gone;
+        self.streams.retain(|ssrc, stream| {
+            if now.wrapping_sub(stream.last) < IDLE {
+                return true;
+            }
+            if !stream.past.is_any() && stream.floor.is_none() {
+                return false;
+            }
+            let newest = stream.past.newest().map(Floor).or(stream.floor);
+            if gone.len() >= MAX_GONE {
+                return true;
+            }
+            gone.extend(newest.map(|newest| (*ssrc, newest)));
+            false
+        });
+        let some = self.streams.len() < before;
+        self.full_at = (!some).then_some(now);
+        some
     }
 
     /// Applies a stream's rule to a decrypted RTP packet. `wire_len` is what the packet took on
-    /// the wire of its sender; `ntp` the middle 32 bits of the NTP time.
-    pub fn apply(&mut self, packet: &mut Vec<u8>, wire_len: usize, ntp: u32) -> Applied {
-        const UNTOUCHED: Applied = Applied { saved: 0, added: 0 };
-        if self.rules.is_empty() {
+    /// the wire of its sender; `ntp` the middle 32 bits of the NTP time; `newest_sent` is the highest sequence number that has
+    /// gone on of a stream, by SSRC. None: the packet must not go on, because one of its
+    /// number may have gone in another way and nobody knows any more.
+    pub fn apply(
+        &mut self,
+        packet: &mut Vec<u8>,
+        wire_len: usize,
+        ntp: u32,
+        newest_sent: impl FnOnce(u32) -> Option<u16>,
+    ) -> Option<Applied> {
+        const UNTOUCHED: Option<Applied> = Some(Applied { saved: 0, added: 0 });
+        if self.rules.is_empty() && self.streams.is_empty() && self.gone.is_empty() {
             return UNTOUCHED;
         }
         let Some(header) = RtpHeader::parse(packet) else {
             return UNTOUCHED;
         };
-        if !self.streams.contains_key(&header.ssrc) {
-            if self.streams.len() >= MAX_STREAMS {
-                return UNTOUCHED;
-            }
-            let Some(rule) = find(&self.rules, self.mid_ext_id, &header, packet) else {
-                return UNTOUCHED;
-            };
-            self.streams.insert(
-                header.ssrc,
-                Stream {
-                    rule: Some(rule),
-                    ..Stream::default()
-                },
-            );
+        match self.stream(&header, packet, ntp, newest_sent) {
+            Some(true) => {}
+            Some(false) => return None,
+            None => return UNTOUCHED,
         }
         let Some(stream) = self.streams.get_mut(&header.ssrc) else {
             return UNTOUCHED;
         };
-        let Some(rule) = stream.rule.and_then(|index| self.rules.get(index)) else {
-            return UNTOUCHED;
+        const NO_RULE: &TrackRule = &TrackRule {
+            ssrcs: Vec::new(),
+            mid: String::new(),
+            kind: MediaKind::Other,
+            wrap_red: None,
+            shed_red: None,
+            shed_always: false,
+            aic_id: None,
+            default_bytes_per_second: 0,
+            opus_pts: (None, None),
+            pack: None,
+            restore: None,
+            recode: None,
         };
+        let rule = stream.rule.and_then(|index| self.rules.get(index));
+        let rule = rule.unwrap_or(NO_RULE);
         let (mut saved, mut added) = (0, 0);
-        stream.shed.pt = rule.shed_red.or(stream.shed.pt);
-        let shed_pt = stream.shed.pt;
-        let now = rule.shed_red.is_some() && (stream.shedding || rule.shed_always);
-        let sheds = shed_pt.is_some() && stream.shed.of(header.sequence, now);
+        stream.shed_pt = rule.shed_red.or(stream.shed_pt);
+        stream.wrap_pts = rule.wrap_red.or(stream.wrap_pts);
+        let done = Done {
+            shed: rule.shed_red.is_some() && (stream.shedding || rule.shed_always),
+            wrap: rule.wrap_red.is_some(),
+        };
+        let done = stream.past.of(header.sequence, done)?;
         if rule.default_bytes_per_second > 0 {
             saved += steering_saved(stream, rule, &header, packet, wire_len);
         }
-        if let Some((opus, red)) = rule.wrap_red
+        if done.wrap
+            && let Some((opus, red)) = stream.wrap_pts
             && header.payload_type == opus
         {
             red::wrap(packet, &header, red);
             self.stats.wrapped_packets += 1;
         }
-        if sheds
-            && shed_pt == Some(header.payload_type)
+        if done.shed
+            && stream.shed_pt == Some(header.payload_type)
             && let Shed::Dropped(bytes) = red::shed(packet, &header)
         {
             saved += bytes as u64;
@@ -238,7 +324,7 @@ impl Flow {
                     version: VERSION,
                     rung: 0,
                     voice: header.payload(packet).len() > DTX_BYTES,
-                    redundancy: rule.shed_red.is_some() && !sheds,
+                    redundancy: rule.shed_red.is_some() && !done.shed,
                     ratio: stream.predictor.ratio(),
                     sent: ntp,
                 };
@@ -248,15 +334,13 @@ impl Flow {
                 added = packet.len().saturating_sub(before) as u64;
             }
         }
-        Applied { saved, added }
+        Some(Applied { saved, added })
     }
 
     /// Whether receiver reports about this direction's streams decide anything.
     #[must_use]
     pub fn wants_reports(&self) -> bool {
-        self.rules
-            .iter()
-            .any(|rule| rule.shed_red.is_some() && !rule.shed_always)
+        self.reports
     }
 
     /// The receiver reported `fraction_lost` (1/256) for a stream.
@@ -285,22 +369,6 @@ impl Flow {
             .filter(|stream| stream.shedding)
             .count()
     }
-}
-
-/// The rule of a packet's stream, by SSRC or MID.
-pub(crate) fn find(
-    rules: &[TrackRule],
-    mid_ext_id: Option<u8>,
-    header: &RtpHeader,
-    packet: &[u8],
-) -> Option<usize> {
-    rules
-        .iter()
-        .position(|rule| rule.ssrcs.contains(&header.ssrc))
-        .or_else(|| {
-            let mid = header.extension(packet, mid_ext_id?)?;
-            rules.iter().position(|rule| rule.mid.as_bytes() == mid)
-        })
 }
 
 /// What the default publisher would have sent for this packet's time, less what was sent.
@@ -356,13 +424,13 @@ mod tests {
     fn sheds_packet(flow: &mut Flow, sequence: u8) -> bool {
         let mut packet = red_packet(sequence);
         let before = packet.len();
-        flow.apply(&mut packet, before, 0);
+        flow.apply(&mut packet, before, 0, |_| None);
         packet.len() < before
     }
 
     /// Whether the next packet is shed.
     fn sheds(flow: &mut Flow) -> bool {
-        let newest = flow.streams.get(&SSRC).and_then(|s| s.shed.newest);
+        let newest = flow.streams.get(&SSRC).and_then(|s| s.past.newest());
         let next = newest.map_or(1, |newest| newest + 1);
         sheds_packet(flow, u8::try_from(next).unwrap())
     }
@@ -423,6 +491,99 @@ mod tests {
     }
 
     #[test]
+    fn a_packet_asked_for_after_its_rule_went_goes_as_the_first_time() {
+        let mut flow = flow(shed_rule());
+        assert!(!sheds_packet(&mut flow, 1));
+        flow.report(SSRC, 0);
+        assert!(sheds_packet(&mut flow, 2));
+        flow.set_rules(&[], None);
+        assert!(sheds_packet(&mut flow, 2), "one SRTP index, two payloads");
+        assert!(!sheds_packet(&mut flow, 1) && !sheds_packet(&mut flow, 3));
+        flow.set_rules(&[shed_rule()], None);
+        assert!(!sheds_packet(&mut flow, 3) && sheds_packet(&mut flow, 4));
+    }
+
+    #[test]
+    fn what_was_wrapped_is_wrapped_again_without_its_rule() {
+        let wraps = |flow: &mut Flow, sequence| {
+            let mut packet = vec![0x80, 111, 0, sequence, 0, 0, 0, 0, 0, 0, 0, 7, 1, 2];
+            flow.apply(&mut packet, 14, 0, |_| None).unwrap();
+            packet[1] & 0x7f == 63
+        };
+        let rule = TrackRule {
+            ssrcs: vec![SSRC],
+            wrap_red: Some((111, 63)),
+            ..TrackRule::default()
+        };
+        let mut flow = flow(rule.clone());
+        assert!(wraps(&mut flow, 1));
+        flow.set_rules(&[], None);
+        assert!(wraps(&mut flow, 1) && !wraps(&mut flow, 2));
+        flow.set_rules(&[rule], None);
+        assert!(!wraps(&mut flow, 2) && wraps(&mut flow, 3));
+    }
+
+    #[test]
+    fn streams_that_ended_give_up_their_places_and_keep_their_numbers() {
+        let mut flow = Flow::default();
+        let rule = TrackRule {
+            mid: "0".to_owned(),
+            shed_red: Some(63),
+            shed_always: true,
+            ..TrackRule::default()
+        };
+        flow.set_rules(std::slice::from_ref(&rule), Some(3));
+        let mut apply = |ssrc: u32, sequence: u8, ntp: u32| {
+            let mut packet = red_packet(sequence);
+            packet[0] |= 0x10;
+            packet[8..12].copy_from_slice(&ssrc.to_be_bytes());
+            packet.splice(12..12, [0xbe, 0xde, 0, 1, 0x30, b'0', 0, 0]);
+            let before = packet.len();
+            let applied = flow.apply(&mut packet, before, ntp, |_| None);
+            assert!(flow.streams.len() <= MAX_STREAMS && flow.gone.len() <= MAX_GONE);
+            applied.map(|_| packet.len() < before)
+        };
+        for ssrc in 0..u32::try_from(MAX_STREAMS).unwrap() {
+            assert_eq!(apply(ssrc, 1, 0), Some(true));
+        }
+        assert_eq!(apply(1 << 20, 1, 1), Some(false), "no place is free");
+        assert_eq!(apply(1 << 21, 1, IDLE + 2), Some(true));
+        // What goes on in another way has another number.
+        assert_eq!(apply(5, 1, IDLE + 3), None);
+        assert_eq!(apply(5, 2, IDLE + 3), Some(true));
+        assert_eq!(apply(5, 1, IDLE + 3), None);
+        // However many there are.
+        for ssrc in 0..60_000 {
+            apply(1 << 22 | ssrc, 1, IDLE * (ssrc / 500));
+        }
+    }
+
+    #[test]
+    fn a_packet_costs_the_same_among_5_streams_and_500() {
+        let looks = |count: u32| {
+            let mut flow = Flow::default();
+            let rules: Vec<TrackRule> = (0..count)
+                .map(|n| TrackRule {
+                    ssrcs: vec![1000 + n],
+                    ..shed_rule()
+                })
+                .collect();
+            flow.set_rules(&rules, None);
+            let mut looks = Vec::new();
+            for ssrc in [999 + count, 1, 1] {
+                let mut packet = red_packet(1);
+                packet[8..12].copy_from_slice(&ssrc.to_be_bytes());
+                flow.rules.looks.set(0);
+                flow.apply(&mut packet, 50, 0, |_| None);
+                looks.push(flow.rules.looks.get());
+            }
+            looks
+        };
+        assert_eq!(looks(5), looks(500));
+        assert!(looks(500).iter().all(|looks| *looks < 4));
+    }
+
+    #[test]
     fn streams_without_a_rule_pass_untouched() {
         let mut flow = flow(TrackRule {
             ssrcs: vec![8],
@@ -447,7 +608,7 @@ mod tests {
             packet.extend((n * 1920).to_be_bytes());
             packet.extend(SSRC.to_be_bytes());
             packet.extend([0x55; 60]);
-            saved += flow.apply(&mut packet, 115, 0).saved;
+            saved += flow.apply(&mut packet, 115, 0, |_| None).unwrap().saved;
             assert_eq!(packet[1], 63);
             assert_eq!(packet[12], 111);
         }
@@ -463,7 +624,7 @@ mod tests {
         });
         let mut packet = red_packet(1);
         let len = packet.len();
-        flow.apply(&mut packet, len, 0xabcd);
+        flow.apply(&mut packet, len, 0xabcd, |_| None);
         let header = RtpHeader::parse(&packet).unwrap();
         let hint = Hint::parse(header.extension(&packet, 16).unwrap()).unwrap();
         assert_eq!(
@@ -485,7 +646,7 @@ mod tests {
         let padding = [&[0xbe, 0xde, 0, 16][..], &[0; 64]].concat();
         packet.splice(12..12, padding);
         let len = packet.len();
-        let applied = flow.apply(&mut packet, len, 0);
+        let applied = flow.apply(&mut packet, len, 0, |_| None).unwrap();
         assert_eq!((applied.saved, applied.added), (0, 0));
         assert!(packet.len() < len);
     }
@@ -497,7 +658,7 @@ mod tests {
             sequence += 1;
             let mut packet = red_packet(sequence);
             let len = packet.len();
-            flow.apply(&mut packet, len, 0);
+            flow.apply(&mut packet, len, 0, |_| None);
             let header = RtpHeader::parse(&packet).unwrap();
             Hint::parse(header.extension(&packet, 16).unwrap()).unwrap()
         };
@@ -530,7 +691,7 @@ mod tests {
         });
         let mut packet = red_packet(1);
         let len = packet.len() as u64;
-        let Applied { saved, added } = flow.apply(&mut packet, 100, 0);
+        let Applied { saved, added } = flow.apply(&mut packet, 100, 0, |_| None).unwrap();
         assert_eq!(packet.len() as u64, len - saved + added);
         // Four bytes of header and four of older speech; 4 + 2 + 7 bytes of hint, padded.
         assert_eq!((saved, added), (8, 16));

@@ -334,7 +334,7 @@ mod tests {
         let description = LegDescription {
             local: creds("ours"),
             remote: Some(creds("peer")),
-            fingerprint: None,
+            fingerprints: Vec::new(),
             dtls: None,
             remote_candidates: vec!["candidate:1 1 udp 1 192.0.2.2 2 typ host".to_owned()],
             remote_lite: true,

@@ -126,7 +126,7 @@ pub struct Leg {
     role: Option<DtlsRole>,
     short_tags: bool,
     aic_pts: (Option<u8>, Option<u8>),
-    fingerprint: Option<Fingerprint>,
+    fingerprints: Vec<Fingerprint>,
     handshake_done: bool,
     srtp: Option<Srtp>,
     closed: bool,
@@ -175,7 +175,7 @@ impl Leg {
             role: None,
             short_tags: false,
             aic_pts: (None, None),
-            fingerprint: None,
+            fingerprints: Vec::new(),
             handshake_done: false,
             srtp: None,
             closed: false,
@@ -244,8 +244,8 @@ impl Leg {
             }
             Ice::Full(agent) => agent.describe(now, description),
         }
-        if description.fingerprint.is_some() {
-            self.fingerprint.clone_from(&description.fingerprint);
+        if !description.fingerprints.is_empty() {
+            self.fingerprints.clone_from(&description.fingerprints);
         }
         if self.role.is_none() {
             self.role = description.dtls;
@@ -439,10 +439,10 @@ impl Leg {
     /// Derives the SRTP keys, if the peer is who its SDP said. Waits for the SDP where the
     /// handshake was faster.
     fn key(&mut self, now: Instant) {
-        let (Some(dtls), Some(fingerprint)) = (&mut self.dtls, &self.fingerprint) else {
+        let Some(dtls) = self.dtls.as_mut().filter(|_| !self.fingerprints.is_empty()) else {
             return;
         };
-        if !dtls.peer_matches(fingerprint) {
+        if !self.fingerprints.iter().any(|one| dtls.peer_matches(one)) {
             dtls.close(now);
             self.flush_dtls(None);
             return self.finish(CloseReason::Fingerprint);

@@ -195,6 +195,8 @@ impl Relay {
         let (up, down) = (&mut self.up_coding, &mut self.down_coding);
         up.set_rules(now.instant, &description.up, description.mid_ext_id);
         down.set_rules(now.instant, &description.down, None);
+        up.set_told(description.client.aic_pts.0);
+        down.set_told(description.server.aic_pts.0);
         self.settle(now, scratch, out);
     }
 
@@ -317,7 +319,12 @@ impl Relay {
         let (mut saved, mut added) = (0, 0);
         let sent = if what == Received::Rtp {
             let wire = came.map_or(plain_len, |(path, len)| wire_len(&path, len));
-            Applied { saved, added } = flow.apply(&mut scratch.plain, wire, now.ntp);
+            let newest = |ssrc| leg.newest_sent(ssrc);
+            let Some(applied) = flow.apply(&mut scratch.plain, wire, now.ntp, newest) else {
+                flow.stats.dropped_unsent += 1;
+                return;
+            };
+            Applied { saved, added } = applied;
             leg.protect_rtp(&scratch.plain, &mut scratch.protected)
         } else {
             leg.protect_rtcp(&scratch.plain, &mut scratch.protected)
@@ -354,6 +361,9 @@ impl Relay {
             report_blocks(&scratch.plain, |ssrc, lost| {
                 back.loss(now.instant, ssrc, lost)
             });
+        }
+        if !coding.is_idle() {
+            coding.goodbyes(&scratch.plain);
         }
     }
 

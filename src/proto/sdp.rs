@@ -30,6 +30,9 @@ pub const MAX_MEDIA: usize = 512;
 /// Each m-section inherits those of the session, so their number is bounded: there are 255 ids.
 const MAX_SESSION_EXTMAPS: usize = 256;
 
+/// Fingerprints that are read: certificates of two kinds (ECDSA and RSA) by three hashes, and a few more.
+const MAX_FINGERPRINTS: usize = 8;
+
 /// Why a text was not taken as SDP.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SdpError {
@@ -279,9 +282,16 @@ impl<'a> Sdp<'a> {
             .or_else(|| (0..self.media.len()).find_map(|i| find(self.section(i).iter())))
     }
 
-    /// The first certificate fingerprint, of the session or of an m-section.
-    pub fn fingerprint(&self) -> Option<Fingerprint> {
-        self.values("fingerprint").find_map(parse_fingerprint)
+    /// The certificate fingerprints of the session and of m-sections, each once: who has several certificates, or names one by
+    /// several hashes, writes several (RFC 8122 section 5).
+    pub fn fingerprints(&self) -> Vec<Fingerprint> {
+        let mut all = Vec::new();
+        for one in self.values("fingerprint").filter_map(parse_fingerprint) {
+            if all.len() < MAX_FINGERPRINTS && !all.contains(&one) {
+                all.push(one);
+            }
+        }
+        all
     }
 
     /// The first DTLS role that is stated.

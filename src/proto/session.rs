@@ -6,6 +6,8 @@
 //! text and an ICE restart of either side is an ICE restart of both legs.
 
 mod hop;
+#[cfg(test)]
+mod tests;
 mod visit;
 mod whip;
 
@@ -17,18 +19,31 @@ use crate::ladder::{Rung, Rungs};
 use crate::policy::{Mode, Policy};
 use crate::sdp::{AicLine, Edit, Media, MediaSteer, Sdp, Setup, rewrite};
 use crate::signal::{
-    Frame, JoinRequestInfo, RequestVisitor, SdpSlot, SignalError, Verdict, edit_join_request,
-    edit_request, edit_response,
+    Frame, JoinRequestInfo, Participant, RequestVisitor, SdpSlot, SignalError, Verdict,
+    edit_join_request, edit_request, edit_response,
 };
 use crate::steering::{Hop, MID_URI, down_rules, steer, up_rules};
 use crate::tracks::Tracks;
 use hop::{aic_extmaps, aic_pts, answered_aic, answered_extmaps, offered_aic, unanswered_id};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use visit::Visit;
 
-/// Candidates of LiveKit's that are remembered for a peer connection.
+/// Candidates of LiveKit's that are remembered for a peer connection: the newest. It has one or two for each of its
+/// addresses, UDP and TCP.
 const MAX_CANDIDATES: usize = 32;
+
+/// Bytes of a candidate. With an IPv6 address, a related one and all extensions that libwebrtc and Pion know it has some 250.
+const MAX_CANDIDATE: usize = 512;
+
+/// A candidate of LiveKit's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Candidate {
+    /// Without its `ufrag`.
+    text: String,
+    /// The generation of ICE that it said it belongs to.
+    ufrag: Option<String>,
+}
 
 /// What a session needs from outside.
 pub trait Env {
@@ -72,8 +87,13 @@ struct Pc {
     /// What each side was last told of the framed packets that we take, by mid.
     client_told: Vec<(String, AicLine)>,
     server_told: Vec<(String, AicLine)>,
+    /// Of what the client receives, by mid.
     track_sids: HashMap<String, String>,
+    /// Sids of the same.
+    heard: HashSet<String>,
     changed: bool,
+    /// What media was told last.
+    told: Option<Box<PcDescription>>,
 }
 
 /// One participant's session. After every call, drain [`Session::poll_update`].
@@ -82,7 +102,7 @@ pub struct Session {
     config: SessionConfig,
     pcs: [Option<Pc>; 2],
     /// The server's candidates, per target, from SDP and trickle.
-    candidates: [Vec<String>; 2],
+    candidates: [VecDeque<Candidate>; 2],
     tracks: Tracks,
     facts: Facts,
     sheds: bool,
@@ -118,7 +138,7 @@ impl Session {
             sheds: config.policy.mode != Mode::Off,
             config,
             pcs: [None, None],
-            candidates: [Vec::new(), Vec::new()],
+            candidates: [VecDeque::new(), VecDeque::new()],
             tracks: Tracks::default(),
             facts: Facts::default(),
         }
@@ -204,9 +224,17 @@ impl Session {
             if let Some(pc) = &mut self.pcs[at]
                 && std::mem::take(&mut pc.changed)
             {
-                pc.server.remote_candidates.clone_from(&self.candidates[at]);
+                let candidates = self.candidates[at].iter();
+                pc.server.remote_candidates = candidates.map(|known| known.text.clone()).collect();
                 let pc = self.pcs[at].as_ref()?;
-                return Some(self.describe(target, pc));
+                let description = self.describe(target, pc);
+                if pc.told.as_deref() == Some(&description) {
+                    continue;
+                }
+                if let Some(pc) = &mut self.pcs[at] {
+                    pc.told = Some(Box::new(description.clone()));
+                }
+                return Some(description);
             }
         }
         None
@@ -280,7 +308,7 @@ impl Session {
                 short_tags,
                 aic_pts: (None, None),
                 remote: None,
-                fingerprint: None,
+                fingerprints: Vec::new(),
                 dtls: None,
                 remote_candidates: Vec::new(),
                 remote_lite: false,
@@ -307,7 +335,9 @@ impl Session {
                 client_told: Vec::new(),
                 server_told: Vec::new(),
                 track_sids: HashMap::new(),
+                heard: HashSet::new(),
                 changed: false,
+                told: None,
             });
         }
         self.pcs[at].as_mut().ok_or_else(|| "no session".to_owned())
@@ -339,8 +369,9 @@ impl Session {
             }
             pc.client.remote = Some(creds);
         }
-        if let Some(peer) = sdp.fingerprint() {
-            pc.client.fingerprint = Some(peer);
+        let theirs = sdp.fingerprints();
+        if !theirs.is_empty() {
+            pc.client.fingerprints = theirs;
         }
         if !is_offer && let Some((client, server)) = roles(sdp.setup()) {
             pc.client.dtls = Some(client);
@@ -390,6 +421,9 @@ impl Session {
         let sdp = Sdp::parse(text).map_err(|error| error.to_string())?;
         let prefix = self.config.ufrag_prefix.clone();
         let fresh = self.creds(env, &prefix);
+        if let Some(creds) = sdp.creds() {
+            self.begin_generation(target, &creds);
+        }
         for candidate in sdp.candidates() {
             self.add_candidate(target, &candidate);
         }
@@ -406,8 +440,9 @@ impl Session {
             }
             pc.server.remote = Some(creds);
         }
-        if let Some(peer) = sdp.fingerprint() {
-            pc.server.fingerprint = Some(peer);
+        let theirs = sdp.fingerprints();
+        if !theirs.is_empty() {
+            pc.server.fingerprints = theirs;
         }
         pc.server.remote_lite = sdp.ice_lite();
         if !is_offer && let Some((server, client)) = roles(sdp.setup()) {
@@ -417,6 +452,14 @@ impl Session {
         pc.from_server = sdp.media().to_vec();
         text.clone_into(&mut pc.server_text);
         pc.track_sids.extend(mids.iter().cloned());
+        let kept: HashSet<&str> = pc.from_server.iter().map(|m| m.mid.as_str()).collect();
+        pc.track_sids.retain(|mid, _| kept.contains(mid.as_str()));
+        let said = pc
+            .from_server
+            .iter()
+            .filter_map(|media| media.msid.as_ref());
+        let said = said.map(|(_, track)| track);
+        pc.heard = pc.track_sids.values().chain(said).cloned().collect();
         pc.changed = true;
         let extmaps = match (on, is_offer) {
             (false, _) => Vec::new(),
@@ -455,20 +498,48 @@ impl Session {
         ))
     }
 
-    fn add_candidate(&mut self, target: Target, candidate: &str) {
-        let known = &mut self.candidates[index(target)];
-        let plain = without_ufrag(candidate);
-        if known.len() < MAX_CANDIDATES && !known.contains(&plain) {
-            known.push(plain);
-            if let Some(pc) = &mut self.pcs[index(target)] {
-                pc.changed = true;
-            }
+    /// The server's credentials are these: with others than it had, what belongs to those is of no use any more.
+    fn begin_generation(&mut self, target: Target, creds: &Creds) {
+        let Some(pc) = &mut self.pcs[index(target)] else {
+            return;
+        };
+        if pc.server.remote.as_ref().is_some_and(|old| old != creds) {
+            // Some may have been faster than the credentials that they belong to.
+            self.candidates[index(target)]
+                .retain(|candidate| candidate.ufrag.as_deref() == Some(creds.ufrag.as_str()));
+            pc.changed = true;
         }
     }
 
-    fn tracks_changed(&mut self) {
-        for pc in self.pcs.iter_mut().flatten() {
+    fn add_candidate(&mut self, target: Target, candidate: &str) {
+        if candidate.len() > MAX_CANDIDATE {
+            return;
+        }
+        let known = &mut self.candidates[index(target)];
+        let new = generation(candidate);
+        if let Some(old) = known.iter_mut().find(|old| old.text == new.text) {
+            // The same address serves every generation.
+            old.ufrag = new.ufrag;
+            return;
+        }
+        if known.len() >= MAX_CANDIDATES {
+            known.pop_front();
+        }
+        known.push_back(new);
+        if let Some(pc) = &mut self.pcs[index(target)] {
             pc.changed = true;
+        }
+    }
+
+    /// What these participants publish now. Only peer connections that carry what changed are described anew.
+    fn tracks_changed(&mut self, participants: &[Participant]) {
+        let pcs = &mut self.pcs;
+        for participant in participants {
+            self.tracks.participant(participant, |sid| {
+                for pc in pcs.iter_mut().flatten() {
+                    pc.changed |= pc.heard.contains(sid);
+                }
+            });
         }
     }
 }
@@ -483,14 +554,19 @@ fn roles(setup: Option<Setup>) -> Option<(DtlsRole, DtlsRole)> {
     }
 }
 
-/// LiveKit's trickled candidates name the generation they belong to; checks are told apart by
-/// credentials anyway, and the same address serves every generation.
-fn without_ufrag(candidate: &str) -> String {
+/// A candidate apart from the generation that it belongs to. LiveKit's trickled ones name it; checks are told apart by
+/// credentials.
+fn generation(candidate: &str) -> Candidate {
     let mut words: Vec<&str> = candidate.split_ascii_whitespace().collect();
+    let mut ufrag = None;
     if let Some(at) = words.iter().position(|word| *word == "ufrag") {
-        words.drain(at..(at + 2).min(words.len()));
+        let drained = words.drain(at..(at + 2).min(words.len()));
+        ufrag = drained.skip(1).map(str::to_owned).next();
     }
-    words.join(" ")
+    Candidate {
+        text: words.join(" "),
+        ufrag,
+    }
 }
 
 /// Random ice-chars (RFC 8839 section 5.4), six bits each.

@@ -162,6 +162,8 @@ pub trait ResponseVisitor {
     fn participants(&mut self, _participants: Vec<Participant>) {}
     /// A track of the client's own got its sid.
     fn track_published(&mut self, _cid: &str, _track: Track) {}
+    /// The server let a track of the client's own go.
+    fn track_unpublished(&mut self, _sid: &str) {}
     /// The server ends the session: `LeaveRequest.Action` and `DisconnectReason`. Older clients are
     /// told `can_reconnect` instead of an action; it is reported as [`ACTION_RECONNECT`].
     fn leave(&mut self, _action: i32, _reason: i32) {}
@@ -233,6 +235,9 @@ pub fn edit_response(
     if let Some(published) = editor.message().one(6, "trackPublished") {
         let track = published.one(2, "track").map(message::track);
         visitor.track_published(&published.text(1, "cid"), track.unwrap_or_default());
+    }
+    if let Some(unpublished) = editor.message().one(17, "trackUnpublished") {
+        visitor.track_unpublished(&unpublished.text(1, "trackSid"));
     }
     for (slot, path) in RESPONSE_SDP {
         let (number, name) = path[0];

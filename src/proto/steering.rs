@@ -6,8 +6,8 @@ use crate::description::{MediaKind, PackRule, RecodeRule, RestoreRule, TrackRule
 use crate::ladder::Rung;
 use crate::policy::{Mode, Policy, RecodeFor, RedPolicy};
 use crate::sdp::{AicLine, Media, MediaSteer};
-use crate::signal::{AddTrack, SOURCE_SCREEN_SHARE, SOURCE_SCREEN_SHARE_AUDIO};
-use crate::tracks::Tracks;
+use crate::signal::{SOURCE_SCREEN_SHARE, SOURCE_SCREEN_SHARE_AUDIO};
+use crate::tracks::{Own, Tracks};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 
@@ -43,6 +43,23 @@ fn meant_as_stereo(answered: &Media) -> bool {
     is("stereo", "1") && is("maxaveragebitrate", "510000")
 }
 
+/// SSRCs of an m-section that its rule names: three layers of media, retransmission (RTX) and error correction make nine, and
+/// livekit-server names two. A section that has more names none: its packets say their MID.
+const MAX_SSRCS: usize = 16;
+
+fn ssrcs(media: &Media) -> Vec<u32> {
+    if media.ssrcs.len() > MAX_SSRCS {
+        return Vec::new();
+    }
+    media.ssrcs.clone()
+}
+
+/// The m-section of each `a=mid`; of several the first.
+fn by_mid(media: &[Media]) -> HashMap<&str, &Media> {
+    let sections = media.iter().rev();
+    sections.map(|media| (media.mid.as_str(), media)).collect()
+}
+
 /// How the answer to a client's offer is changed on its way, per m-section.
 pub(crate) fn steer(
     policy: &Policy,
@@ -53,11 +70,12 @@ pub(crate) fn steer(
     if policy.mode == Mode::Off {
         return Vec::new();
     }
+    let offers = by_mid(offer);
     answer
         .iter()
         .filter(|answered| !answered.rejected && answered.direction.receives())
         .filter_map(|answered| {
-            let offered = offer.iter().find(|offered| offered.mid == answered.mid)?;
+            let offered = *offers.get(answered.mid.as_str())?;
             let track = tracks.own_of(offered)?;
             match answered.kind {
                 MediaKind::Audio => steer_audio(policy, track, offered, answered),
@@ -70,7 +88,7 @@ pub(crate) fn steer(
 
 fn steer_audio(
     policy: &Policy,
-    track: &AddTrack,
+    track: &Own,
     offered: &Media,
     answered: &Media,
 ) -> Option<MediaSteer> {
@@ -117,7 +135,7 @@ fn steer_audio(
     })
 }
 
-fn steer_video(policy: &Policy, track: &AddTrack, answered: &Media) -> Option<MediaSteer> {
+fn steer_video(policy: &Policy, track: &Own, answered: &Media) -> Option<MediaSteer> {
     let video = policy.video?;
     if track.source == SOURCE_SCREEN_SHARE && !video.screen_share {
         return None;
@@ -166,7 +184,7 @@ impl Hop<'_> {
 }
 
 /// Bytes a second that a stock publisher would send of an audio track.
-fn default_rate(track: &AddTrack, offered: &Media, answered: &Media) -> u32 {
+fn default_rate(track: &Own, offered: &Media, answered: &Media) -> u32 {
     let red = |media: &Media| media.codec("red").is_some();
     if track.disable_red || !red(offered) || !red(answered) {
         PLAIN_SPEECH_BYTES_PER_SECOND
@@ -188,13 +206,15 @@ pub(crate) fn up_rules(
     answer: &[Media],
     steered: &[MediaSteer],
 ) -> Vec<TrackRule> {
+    let answers = by_mid(answer);
+    let steers: HashMap<&str, &MediaSteer> = steered.iter().map(|s| (s.mid.as_str(), s)).collect();
     let answerer_takes_aic = answer.iter().any(|media| aic_id(media).is_some());
     offer
         .iter()
         .filter(|offered| !offered.rejected && offered.direction.sends())
         .filter_map(|offered| {
-            let answered = answer.iter().find(|answered| answered.mid == offered.mid)?;
-            let steer = steered.iter().find(|steer| steer.mid == offered.mid);
+            let answered = *answers.get(offered.mid.as_str())?;
+            let steer = steers.get(offered.mid.as_str()).copied();
             let lowered = steer.is_some_and(|steer| steer.tias.is_some());
             let wrap_red = steer.filter(|steer| steer.remove_red).and_then(|_| {
                 let opus = offered.codec("opus")?.pt;
@@ -210,7 +230,7 @@ pub(crate) fn up_rules(
             // Where AuraLink follows, its hop is the dear one.
             let enhanced = hop.policy.audio.enhance && speech && !answerer_takes_aic;
             let mut rule = TrackRule {
-                ssrcs: offered.ssrcs.clone(),
+                ssrcs: ssrcs(offered),
                 mid: offered.mid.clone(),
                 kind: offered.kind,
                 wrap_red,
@@ -257,6 +277,7 @@ pub(crate) fn down_rules(
     if policy.mode == Mode::Off {
         return Vec::new();
     }
+    let answers = by_mid(client);
     server
         .iter()
         .filter(|media| media.kind == MediaKind::Audio)
@@ -265,15 +286,15 @@ pub(crate) fn down_rules(
             let sid = track_sids
                 .get(&media.mid)
                 .or_else(|| media.msid.as_ref().map(|(_, track)| track));
-            let track = sid.and_then(|sid| tracks.others.get(sid));
+            let track = sid.and_then(|sid| tracks.other(sid));
             // A track of which nothing is known may be music or encrypted.
             let speech = track.is_some_and(|track| {
                 !track.stereo && !track.encrypted && track.source != SOURCE_SCREEN_SHARE_AUDIO
             }) && !opus_says(media, "sprop-stereo");
             let sheds = speech && policy.mode == Mode::Lean && policy.audio.red != RedPolicy::Keep;
-            let answered = client.iter().find(|client| client.mid == media.mid);
+            let answered = answers.get(media.mid.as_str()).copied();
             let mut rule = TrackRule {
-                ssrcs: media.ssrcs.clone(),
+                ssrcs: ssrcs(media),
                 mid: media.mid.clone(),
                 kind: media.kind,
                 shed_red: sheds

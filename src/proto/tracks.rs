@@ -1,65 +1,193 @@
 //! What is known of the tracks of a session, and which of them an m-section is about.
 
+use crate::description::MediaKind;
 use crate::sdp::Media;
-use crate::signal::{AddTrack, Track};
+use crate::signal::{AddTrack, Participant, Track};
 use std::collections::{HashMap, HashSet};
 
-/// Entries beyond so many are not remembered; what isn't remembered is not steered.
-const MAX_TRACKS: usize = 4096;
+/// Tracks that a client has announced and not taken back. LiveKit names no limit; livekit-client publishes a camera, a
+/// microphone and a screen with its sound, load tests and bridges some tens. Beyond so many the one announced first is forgotten,
+/// and what isn't known is not steered.
+const MAX_OWN: usize = 256;
+
+/// Bytes of an id. RFC 8830 gives those in `a=msid` 64 characters, LiveKit makes its own of 15.
+const MAX_ID: usize = 128;
+
+/// Tracks of others: a room of 3,000 with a microphone each, and some cameras. What isn't remembered is not coded.
+const MAX_OTHERS: usize = 4096;
 
 /// Codecs of a track beyond so many are none: LiveKit knows five for video.
 const MAX_CODECS: usize = 8;
+
+/// What is known of a track that the client publishes.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Own {
+    pub(crate) kind: MediaKind,
+    pub(crate) source: i32,
+    pub(crate) stereo: bool,
+    pub(crate) encrypted: bool,
+    pub(crate) disable_red: bool,
+    pub(crate) disable_dtx: bool,
+    cid: String,
+    /// In AddTrackRequest, where a codec is added to a track.
+    sid: String,
+    /// What LiveKit called it when it took it.
+    published: String,
+    /// The lower, the sooner it was announced.
+    turn: u64,
+}
+
+/// What is known of a track that others publish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Other {
+    pub(crate) source: i32,
+    pub(crate) stereo: bool,
+    pub(crate) encrypted: bool,
+}
+
+/// `ParticipantInfo.State` of one that has left.
+const DISCONNECTED: i32 = 3;
 
 /// The tracks that the client publishes, by what they are called, and those of others.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Tracks {
     /// What the client publishes, by the id (`cid`) of AddTrackRequest.
-    own: HashMap<String, AddTrack>,
+    own: HashMap<String, Own>,
     /// Other names of `own`: ids of further codecs, the sid, and what the SDP has in their place.
     names: HashMap<String, String>,
     /// Those of `own` that go by another name in the SDP.
     renamed: HashSet<String>,
+    turn: u64,
     /// What others publish, by sid.
-    pub(crate) others: HashMap<String, Track>,
+    others: HashMap<String, Other>,
+    /// Sids of what each participant publishes, by the participant's.
+    publishers: HashMap<String, Vec<String>>,
 }
 
 impl Tracks {
-    pub(crate) fn add_own(&mut self, mut track: AddTrack) {
-        if self.own.len() >= MAX_TRACKS && !self.own.contains_key(&track.cid) {
+    pub(crate) fn add_own(&mut self, track: &AddTrack) {
+        if track.cid.len() > MAX_ID || track.sid.len() > MAX_ID {
             return;
+        }
+        if self.own.len() >= MAX_OWN && !self.own.contains_key(&track.cid) {
+            let first = self.own.values().min_by_key(|own| own.turn);
+            if let Some(cid) = first.map(|own| own.cid.clone()) {
+                self.forget_own(&cid);
+            }
         }
         // A track that is published once more gets a new transceiver, and in Firefox another name.
         if track.sid.is_empty() && self.renamed.remove(&track.cid) {
             self.names.retain(|_, cid| *cid != track.cid);
         }
-        track.simulcast_cids.truncate(MAX_CODECS);
-        for id in &track.simulcast_cids {
-            name(&mut self.names, id, &track.cid);
+        self.turn += 1;
+        let own = Own {
+            kind: track.kind,
+            source: track.source,
+            stereo: track.stereo,
+            encrypted: track.encrypted,
+            disable_red: track.disable_red,
+            disable_dtx: track.disable_dtx,
+            cid: track.cid.clone(),
+            sid: track.sid.clone(),
+            published: String::new(),
+            turn: self.turn,
+        };
+        let before = self.own.insert(track.cid.clone(), own);
+        if !track.sid.is_empty()
+            && let (Some(before), Some(own)) = (before, self.own.get_mut(&track.cid))
+        {
+            // A codec more; the track is the one that it was.
+            own.published = before.published;
         }
-        self.own.insert(track.cid.clone(), track);
+        for id in track.simulcast_cids.iter().take(MAX_CODECS) {
+            self.name(id, &track.cid);
+        }
+    }
+
+    fn name(&mut self, name: &str, cid: &str) {
+        if name != cid && name.len() <= MAX_ID && self.names.len() < MAX_OWN * MAX_CODECS {
+            self.names.insert(name.to_owned(), cid.to_owned());
+        }
     }
 
     /// The server has taken a track: an SDP whose msid uses the sid in place of the cid is found by it as well.
-    pub(crate) fn published(&mut self, cid: &str) {
-        if let Some(own) = self.own.get(cid)
-            && !own.sid.is_empty()
-        {
-            name(&mut self.names, &own.sid, cid);
+    pub(crate) fn published(&mut self, cid: &str, sid: &str) {
+        let Some(own) = self.own.get_mut(cid) else {
+            return;
+        };
+        if sid.len() <= MAX_ID {
+            sid.clone_into(&mut own.published);
+        }
+        let announced = own.sid.clone();
+        if !announced.is_empty() {
+            self.name(&announced, cid);
         }
     }
 
-    pub(crate) fn add_other(&mut self, track: Track) {
-        if self.others.len() < MAX_TRACKS || self.others.contains_key(&track.sid) {
-            self.others.insert(track.sid.clone(), track);
+    /// The server has let a track go.
+    pub(crate) fn unpublished(&mut self, sid: &str) {
+        // One that was announced once more meanwhile has no sid yet.
+        let known = self.own.values().find(|own| own.published == sid);
+        if let Some(cid) = known.filter(|_| !sid.is_empty()).map(|own| own.cid.clone()) {
+            self.forget_own(&cid);
         }
+    }
+
+    fn forget_own(&mut self, cid: &str) {
+        self.own.remove(cid);
+        self.renamed.remove(cid);
+        self.names.retain(|_, of| of != cid);
+    }
+
+    /// What a participant publishes now. Calls `changed` with the sid of each track of which something else is known than before.
+    pub(crate) fn participant(&mut self, participant: &Participant, mut changed: impl FnMut(&str)) {
+        let gone = participant.state == DISCONNECTED;
+        let now: &[Track] = if gone { &[] } else { &participant.tracks };
+        let before = self.publishers.remove(&participant.sid).unwrap_or_default();
+        for sid in &before {
+            if !now.iter().any(|track| track.sid == *sid) && self.others.remove(sid).is_some() {
+                changed(sid);
+            }
+        }
+        let mut publishes = Vec::new();
+        for track in now.iter().filter(|track| track.sid.len() <= MAX_ID) {
+            let other = Other {
+                source: track.source,
+                stereo: track.stereo,
+                encrypted: track.encrypted,
+            };
+            let known = self.others.get(&track.sid).copied();
+            if known.is_none() && self.others.len() >= MAX_OTHERS {
+                continue;
+            }
+            publishes.push(track.sid.clone());
+            if known != Some(other) {
+                self.others.insert(track.sid.clone(), other);
+                changed(&track.sid);
+            }
+        }
+        if !publishes.is_empty() && participant.sid.len() <= MAX_ID {
+            self.publishers.insert(participant.sid.clone(), publishes);
+        }
+    }
+
+    /// What another publishes.
+    pub(crate) fn other(&self, sid: &str) -> Option<Other> {
+        self.others.get(sid).copied()
+    }
+
+    /// The participant is in another room.
+    pub(crate) fn others_gone(&mut self) {
+        self.others.clear();
+        self.publishers.clear();
     }
 
     /// What the client said of the track in an m-section of its offer.
-    pub(crate) fn own_of(&self, offered: &Media) -> Option<&AddTrack> {
+    pub(crate) fn own_of(&self, offered: &Media) -> Option<&Own> {
         self.named(id(offered)?)
     }
 
-    fn named(&self, id: &str) -> Option<&AddTrack> {
+    fn named(&self, id: &str) -> Option<&Own> {
         self.own
             .get(id)
             .or_else(|| self.own.get(self.names.get(id)?))
@@ -73,25 +201,34 @@ impl Tracks {
             .iter()
             .filter_map(|media| Some(self.named(id(media)?)?.cid.clone()))
             .collect();
-        for media in offer.iter().filter(|media| media.direction.sends()) {
-            let Some(id) = id(media).filter(|id| self.named(id).is_none()) else {
+        for kind in [MediaKind::Audio, MediaKind::Video] {
+            let sections = offer
+                .iter()
+                .filter(|m| m.kind == kind && m.direction.sends());
+            let unnamed: Vec<&str> = sections
+                .filter_map(|media| id(media).filter(|id| self.named(id).is_none()))
+                .collect();
+            if unnamed.is_empty() {
                 continue;
-            };
-            let mut unmet = self.own.values().filter(|own| {
-                own.kind == media.kind
-                    && !met.contains(&own.cid)
-                    && !self.renamed.contains(&own.cid)
-            });
-            let Some(first) = unmet.next() else {
-                continue;
-            };
-            let facts = |own: &AddTrack| {
+            }
+            let mut unmet: Vec<&Own> = self
+                .own
+                .values()
+                .filter(|own| own.kind == kind)
+                .filter(|own| !met.contains(&own.cid) && !self.renamed.contains(&own.cid))
+                .collect();
+            unmet.sort_unstable_by_key(|own| own.turn);
+            let facts = |own: &Own| {
                 let flags = (own.stereo, own.encrypted, own.disable_red, own.disable_dtx);
                 (flags, own.source)
             };
-            if unmet.all(|own| facts(own) == facts(first)) {
-                let cid = first.cid.clone();
-                name(&mut self.names, id, &cid);
+            let alike = |pair: &[&Own]| matches!(pair, [one, other] if facts(one) == facts(other));
+            if !unmet.windows(2).all(alike) {
+                continue;
+            }
+            let cids: Vec<String> = unmet.iter().map(|own| own.cid.clone()).collect();
+            for (id, cid) in unnamed.into_iter().zip(cids) {
+                self.name(id, &cid);
                 self.renamed.insert(cid);
             }
         }
@@ -103,16 +240,9 @@ fn id(media: &Media) -> Option<&str> {
     media.msid.as_ref().map(|(_, track)| track.as_str())
 }
 
-fn name(names: &mut HashMap<String, String>, name: &str, cid: &str) {
-    if name != cid && names.len() < MAX_TRACKS * MAX_CODECS {
-        names.insert(name.to_owned(), cid.to_owned());
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::description::MediaKind;
     use crate::sdp::Direction;
     use crate::signal::{SOURCE_MICROPHONE, SOURCE_SCREEN_SHARE_AUDIO};
 
@@ -148,16 +278,16 @@ mod tests {
     #[test]
     fn a_section_without_a_known_name_is_the_announced_track_that_no_other_has() {
         let mut tracks = Tracks::default();
-        tracks.add_own(announced("mic", SOURCE_MICROPHONE));
+        tracks.add_own(&announced("mic", SOURCE_MICROPHONE));
         tracks.bind(&offer(&["{x}"]));
         assert_eq!(found(&tracks, "{x}").as_deref(), Some("mic"));
         // What comes later is not the one that has a section.
-        tracks.add_own(announced("music", SOURCE_SCREEN_SHARE_AUDIO));
+        tracks.add_own(&announced("music", SOURCE_SCREEN_SHARE_AUDIO));
         tracks.bind(&offer(&["{x}", "{y}"]));
         assert_eq!(found(&tracks, "{x}").as_deref(), Some("mic"));
         assert_eq!(found(&tracks, "{y}").as_deref(), Some("music"));
         // Nor is one that has its own name in the offer.
-        tracks.add_own(announced("second", SOURCE_MICROPHONE));
+        tracks.add_own(&announced("second", SOURCE_MICROPHONE));
         tracks.bind(&offer(&["{x}", "{y}", "second", "{z}"]));
         assert_eq!(found(&tracks, "{z}"), None);
     }
@@ -181,14 +311,14 @@ mod tests {
         ];
         for other in unlike {
             let mut tracks = Tracks::default();
-            tracks.add_own(announced("mic", SOURCE_MICROPHONE));
-            tracks.add_own(other);
+            tracks.add_own(&announced("mic", SOURCE_MICROPHONE));
+            tracks.add_own(&other);
             tracks.bind(&offer(&["{x}"]));
             assert_eq!(found(&tracks, "{x}"), None);
         }
         let mut tracks = Tracks::default();
-        tracks.add_own(announced("mic", SOURCE_MICROPHONE));
-        tracks.add_own(announced("second", SOURCE_MICROPHONE));
+        tracks.add_own(&announced("mic", SOURCE_MICROPHONE));
+        tracks.add_own(&announced("second", SOURCE_MICROPHONE));
         tracks.bind(&offer(&["{x}", "{y}"]));
         assert_ne!(found(&tracks, "{x}"), found(&tracks, "{y}"));
         assert!(found(&tracks, "{x}").is_some());
@@ -197,7 +327,7 @@ mod tests {
     #[test]
     fn only_what_sends_is_looked_for_and_of_its_kind() {
         let mut tracks = Tracks::default();
-        tracks.add_own(announced("mic", SOURCE_MICROPHONE));
+        tracks.add_own(&announced("mic", SOURCE_MICROPHONE));
         tracks.bind(&[section("{old}", Direction::Inactive)]);
         let video = Media {
             kind: MediaKind::Video,
@@ -213,9 +343,9 @@ mod tests {
     #[test]
     fn a_track_that_is_published_once_more_gets_its_new_name() {
         let mut tracks = Tracks::default();
-        tracks.add_own(announced("mic", SOURCE_MICROPHONE));
+        tracks.add_own(&announced("mic", SOURCE_MICROPHONE));
         tracks.bind(&offer(&["{x}"]));
-        tracks.add_own(announced("mic", SOURCE_MICROPHONE));
+        tracks.add_own(&announced("mic", SOURCE_MICROPHONE));
         let again = [
             section("{x}", Direction::Inactive),
             section("{y}", Direction::SendOnly),
@@ -227,14 +357,100 @@ mod tests {
     #[test]
     fn further_codecs_and_the_sid_are_names_too() {
         let mut tracks = Tracks::default();
-        tracks.add_own(AddTrack {
+        tracks.add_own(&AddTrack {
             simulcast_cids: (0..100).map(|n| format!("codec {n}")).collect(),
             sid: "TR_1".to_owned(),
             ..announced("camera", SOURCE_MICROPHONE)
         });
-        tracks.published("camera");
+        tracks.published("camera", "TR_1");
         for (id, known) in [("codec 0", true), ("codec 99", false), ("TR_1", true)] {
             assert_eq!(found(&tracks, id).is_some(), known, "{id}");
+        }
+    }
+
+    #[test]
+    fn announcements_fill_nothing() {
+        let mut tracks = Tracks::default();
+        let long = "x".repeat(1 << 20);
+        for n in 0..4096 {
+            tracks.add_own(&AddTrack {
+                name: long.clone(),
+                simulcast_codecs: vec![long.clone()],
+                simulcast_cids: (0..100).map(|c| format!("{n} {c}")).collect(),
+                ..announced(&format!("track {n}"), SOURCE_MICROPHONE)
+            });
+            tracks.add_own(&announced(&format!("{n}{long}"), SOURCE_MICROPHONE));
+        }
+        assert_eq!(tracks.own.len(), MAX_OWN);
+        let held = |text: &String| text.capacity();
+        let own = tracks
+            .own
+            .values()
+            .map(|own| own.cid.capacity() + own.sid.capacity());
+        let names = tracks.names.iter().map(|(a, b)| held(a) + held(b));
+        let bytes = own.chain(names).sum::<usize>();
+        assert!(bytes < MAX_OWN * (1 + MAX_CODECS) * 2 * MAX_ID, "{bytes}");
+        assert_eq!(found(&tracks, "track 0"), None);
+        assert_eq!(found(&tracks, "track 4095").as_deref(), Some("track 4095"));
+        assert_eq!(found(&tracks, "4095 0").as_deref(), Some("track 4095"));
+    }
+
+    #[test]
+    fn what_is_unpublished_is_forgotten_unless_it_was_announced_again() {
+        let mut tracks = Tracks::default();
+        for n in 0..1000 {
+            let sid = format!("TR_{n}");
+            tracks.add_own(&announced("mic", SOURCE_MICROPHONE));
+            tracks.published("mic", &sid);
+            tracks.add_own(&announced("camera", SOURCE_MICROPHONE));
+            tracks.published("camera", "TR_camera");
+            tracks.unpublished(&sid);
+            assert_eq!(found(&tracks, "mic"), None);
+        }
+        tracks.add_own(&announced("camera", SOURCE_MICROPHONE));
+        tracks.unpublished("TR_camera");
+        assert!(found(&tracks, "camera").is_some());
+        tracks.unpublished("");
+        assert_eq!((tracks.own.len(), tracks.names.len()), (1, 0));
+    }
+
+    fn others(sid: &str, state: i32, tracks: &[(&str, bool)]) -> Participant {
+        let track = |(sid, muted): &(&str, bool)| Track {
+            sid: (*sid).to_owned(),
+            muted: *muted,
+            ..Track::default()
+        };
+        Participant {
+            sid: sid.to_owned(),
+            state,
+            tracks: tracks.iter().map(track).collect(),
+            ..Participant::default()
+        }
+    }
+
+    #[test]
+    fn of_others_only_what_changed_is_told_and_what_ended_is_forgotten() {
+        let mut tracks = Tracks::default();
+        let mut told = |participant: Participant| {
+            let mut told = Vec::new();
+            tracks.participant(&participant, |sid| told.push(sid.to_owned()));
+            (told, tracks.others.len(), tracks.publishers.len())
+        };
+        let names = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
+        let both = [("A", false), ("B", false)];
+        assert_eq!(told(others("PA_1", 2, &both)), (names(&["A", "B"]), 2, 1));
+        let muted = [("A", true), ("B", false)];
+        assert_eq!(told(others("PA_1", 2, &muted)), (names(&[]), 2, 1));
+        assert_eq!(told(others("PA_1", 2, &both[..1])), (names(&["B"]), 1, 1));
+        assert_eq!(
+            told(others("PA_2", 2, &[("C", false)])),
+            (names(&["C"]), 2, 2)
+        );
+        assert_eq!(told(others("PA_1", 3, &both)), (names(&["A"]), 1, 1));
+        for n in 0..10_000 {
+            let (participant, track) = (format!("PA_x{n}"), format!("TR_{n}"));
+            let (_, others, publishers) = told(others(&participant, 2, &[(&track, false)]));
+            assert!(others <= MAX_OTHERS && publishers <= MAX_OTHERS);
         }
     }
 }

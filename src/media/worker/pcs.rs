@@ -207,7 +207,13 @@ impl State {
             self.ended[0] += pc.relay.flow_from(Side::Client).stats;
             self.ended[1] += pc.relay.flow_from(Side::Server).stats;
             pc.relay.end_coding();
-            codecs::jobs(&mut pc, &self.codecs, &mut self.scratch, &mut self.out);
+            codecs::jobs(
+                &mut pc,
+                &self.codecs,
+                &mut self.closes,
+                &mut self.scratch,
+                &mut self.out,
+            );
         }));
         self.out.counters.panics += u64::from(last.is_err());
         self.by_session.remove(&(pc.session, pc.relay.target()));

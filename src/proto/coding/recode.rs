@@ -1,6 +1,7 @@
 //! Streams that are coded anew packet by packet, without a hop ([`crate::hop::recode`]).
 
-use super::{Coding, EngineRungs, Outcome, Stream};
+use super::stream::Stream;
+use super::{Coding, EngineRungs, Outcome};
 use crate::description::TrackRule;
 use crate::hop::recode::Recoder;
 use crate::packet::RtpHeader;
@@ -10,17 +11,15 @@ impl Coding {
     /// Whether receiver reports about this direction's streams decide anything here.
     #[must_use]
     pub fn wants_loss(&self) -> bool {
-        let lossy = |rule: &TrackRule| rule.recode.is_some_and(|recode| recode.lossy_only);
-        self.rules.iter().any(lossy)
+        self.lossy
     }
 
     /// The receiver reported `fraction_lost` (1/256) for a stream.
     pub fn loss(&mut self, now: Instant, ssrc: u32, fraction_lost: u8) {
-        let stream = self
-            .by_ssrc
-            .get(&ssrc)
-            .and_then(|index| self.streams.get_mut(*index));
-        if let Some(recoder) = stream.and_then(|stream| stream.recoder.as_mut()) {
+        if let Some(number) = self.streams.of(ssrc)
+            && let Some(stream) = self.streams.get_mut(number)
+            && let Some(recoder) = &mut stream.recoder
+        {
             recoder.report(now, fraction_lost);
         }
     }
@@ -53,38 +52,28 @@ pub(super) fn set_engine(recoder: &mut Option<Recoder>, engine: EngineRungs) {
     }
 }
 
-/// The highest sequence number that went on unframed, or waits to.
-pub(super) fn newest(stream: &Stream, sent: Option<u16>) -> Option<u16> {
-    let waiting = stream.recoder.as_ref().and_then(Recoder::newest);
-    match (sent, waiting) {
-        (Some(sent), Some(waiting)) if waiting.wrapping_sub(sent).cast_signed() > 0 => {
-            Some(waiting)
-        }
-        (None, waiting) => waiting,
-        (sent, _) => sent,
+/// Makes a recoder where the rule says so; the stream has gone on up to `newest`.
+pub(super) fn begin(
+    stream: &mut Stream,
+    rule: Option<&TrackRule>,
+    engine: EngineRungs,
+    newest: Option<u16>,
+) {
+    if let Some(rule) = rule
+        && let (Some(recode), None, None) = (rule.recode, rule.pack, rule.restore)
+        && let Some(opus_pt) = rule.opus_pts.0
+    {
+        let mut recoder = Recoder::new(opus_pt, rule.opus_pts.1, recode, false);
+        recoder.begin_after(newest);
+        stream.recoder = Some(recoder);
+        set_engine(&mut stream.recoder, engine);
     }
 }
 
 /// Takes a packet of a stream that isn't packed; `false`: it goes the ordinary way.
-pub(super) fn take(
-    stream: &mut Stream,
-    rule: Option<&TrackRule>,
-    engine: EngineRungs,
-    now: Instant,
-    packet: &[u8],
-    wire_len: usize,
-) -> bool {
+pub(super) fn take(stream: &mut Stream, now: Instant, packet: &[u8], wire_len: usize) -> bool {
     if stream.restorer.is_some() {
         return false;
-    }
-    if stream.recoder.is_none()
-        && let Some(rule) = rule
-        && let (Some(recode), None, None) = (rule.recode, rule.pack, rule.restore)
-        && let Some(opus_pt) = rule.opus_pts.0
-    {
-        let recoder = Recoder::new(opus_pt, rule.opus_pts.1, recode, false);
-        stream.recoder = Some(recoder);
-        set_engine(&mut stream.recoder, engine);
     }
     match &mut stream.recoder {
         Some(recoder) if recoder.is_idle(now) => {

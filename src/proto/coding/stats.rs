@@ -1,6 +1,6 @@
 //! Counters of coded streams.
 
-use super::Stream;
+use super::stream::Stream;
 use crate::hop::recode::RecodeStats;
 use crate::hop::{NativeReason, Packer};
 

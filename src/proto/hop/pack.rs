@@ -348,6 +348,7 @@ impl Packer {
                 .iter()
                 .map(|original| original.media().to_vec())
                 .collect(),
+            unit_ms: open.unit_ms,
             lost_before: open.lost_before,
         });
         self.push(Slot::Waiting {

@@ -200,6 +200,11 @@ impl Recoder {
         }
     }
 
+    /// The stream has gone on up to this number: what has is not to be coded.
+    pub fn begin_after(&mut self, newest: Option<u16>) {
+        self.newest = newest;
+    }
+
     /// Another rule; none: everything goes as it comes, what waits too.
     pub fn set_rule(&mut self, rule: Option<RecodeRule>) {
         if rule.is_none() {
@@ -217,6 +222,12 @@ impl Recoder {
     #[must_use]
     pub fn newest(&self) -> Option<u16> {
         self.newest
+    }
+
+    /// Whether packets have gone with other payloads than they came with.
+    #[must_use]
+    pub fn was_active(&self) -> bool {
+        self.ever
     }
 
     /// Whether the engine can do it from now on.

@@ -6,6 +6,9 @@ use crate::ladder::{Rung, Rungs};
 /// RTCP packet type of APP.
 const APP: u8 = 204;
 
+/// RTCP packet type of BYE.
+const BYE: u8 = 203;
+
 const NAME: &[u8; 4] = b"AIC1";
 
 /// Bytes of one block.
@@ -129,6 +132,20 @@ pub fn read(compound: &[u8], mut f: impl FnMut(Report)) {
     });
 }
 
+/// Calls `f` for each stream that a compound says goodbye to (RTCP BYE, RFC 3550 section 6.6).
+pub fn goodbyes(compound: &[u8], mut f: impl FnMut(u32)) {
+    packets(compound, |first, kind, packet| {
+        if kind != BYE {
+            return;
+        }
+        let sources = packet.get(4..).unwrap_or_default();
+        let count = usize::from(first & 0x1f);
+        for source in sources.as_chunks::<4>().0.iter().take(count) {
+            f(u32::from_be_bytes(*source));
+        }
+    });
+}
+
 /// Whether a compound holds an `AIC1` packet.
 #[must_use]
 pub fn is_in(compound: &[u8]) -> bool {
@@ -192,6 +209,10 @@ mod tests {
         let rr = [0x80, 201, 0, 1, 0, 0, 0, 1];
         let other = [0x80, 204, 0, 2, 0, 0, 0, 1, b'T', b'E', b'S', b'T'];
         let odd = [0x80, 204, 0, 200, 1];
+        let mut gone = Vec::new();
+        let bye = [0x82, 203, 0, 2, 0, 0, 0, 5, 0, 0, 0, 6];
+        goodbyes(&[&rr[..], &bye, &odd].concat(), |ssrc| gone.push(ssrc));
+        assert_eq!(gone, [5, 6]);
         let mut compound = rr.to_vec();
         write(9, &[report(7)], &mut compound);
         compound.extend(other);

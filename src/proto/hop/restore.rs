@@ -90,6 +90,22 @@ impl Restorer {
         }
     }
 
+    /// Numbers up to this one went on before there was a restorer.
+    pub fn begin_after(&mut self, sequence: u16) {
+        self.said.begin_after(sequence);
+    }
+
+    /// The highest number that went on.
+    #[must_use]
+    pub fn newest(&self) -> Option<u16> {
+        self.said.newest()
+    }
+
+    /// Whether a packet that isn't framed may go on among the restored ones: none does under a number that another went by.
+    pub fn passes(&mut self, packet: &[u8]) -> bool {
+        self.said.is_new(packet)
+    }
+
     /// Interarrival jitter of the framed packets by their send times (RFC 3550 section 6.4.1), in 1/65,536 s.
     #[must_use]
     pub fn jitter(&self) -> u32 {

@@ -29,13 +29,20 @@ impl Relay {
             ),
         };
         while let Some(coded) = coding.poll_packet(now, &mut scratch.plain) {
-            let Applied { saved, added } = match coded {
-                Coded::Framed { .. } => Applied { saved: 0, added: 0 },
+            let newest = |ssrc| to.newest_sent(ssrc);
+            let applied = match coded {
+                Coded::Framed { .. } => Some(Applied { saved: 0, added: 0 }),
                 Coded::Restored => {
                     let len = scratch.plain.len();
-                    flow.apply(&mut scratch.plain, len, now.ntp)
+                    flow.apply(&mut scratch.plain, len, now.ntp, newest)
                 }
-                Coded::Passed(passed) => flow.apply(&mut scratch.plain, passed.wire_len, now.ntp),
+                Coded::Passed(passed) => {
+                    flow.apply(&mut scratch.plain, passed.wire_len, now.ntp, newest)
+                }
+            };
+            let Some(Applied { saved, added }) = applied else {
+                flow.stats.dropped_unsent += 1;
+                continue;
             };
             let Some(path) = to.protect_rtp(&scratch.plain, &mut scratch.protected) else {
                 flow.stats.dropped_unsent += 1;

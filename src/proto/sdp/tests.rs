@@ -125,7 +125,7 @@ fn an_offer_is_read() {
     let creds = sdp.creds().unwrap();
     assert_eq!(creds.ufrag, "4ekN");
     assert_eq!(creds.pwd, "CkBy43fOSq1EfHQS1gpYMUx9");
-    let fingerprint = sdp.fingerprint().unwrap();
+    let fingerprint = sdp.fingerprints().remove(0);
     assert_eq!(fingerprint.algorithm, "sha-256");
     assert_eq!(fingerprint.digest, [0xDF, 0x01, 0x07]);
     assert_eq!(sdp.setup(), Some(Setup::Actpass));
@@ -346,7 +346,7 @@ fn fingerprints_are_replaced_where_they_stand() {
          a=fingerprint:sha-256 AA:BB\r\na=tls-id:x\r\n"
     );
     assert_eq!(
-        Sdp::parse(text).unwrap().fingerprint().unwrap().algorithm,
+        Sdp::parse(text).unwrap().fingerprints()[0].algorithm,
         "sha-1"
     );
 }

@@ -40,7 +40,7 @@ impl RequestVisitor for Visit<'_> {
     }
 
     fn add_track(&mut self, track: AddTrack) {
-        self.session.tracks.add_own(track);
+        self.session.tracks.add_own(&track);
     }
 
     fn leave(&mut self) {
@@ -120,11 +120,8 @@ impl ResponseVisitor for Visit<'_> {
             .facts
             .participant_sid
             .clone_from(&join.participant_sid);
-        for participant in join.other_participants {
-            for track in participant.tracks {
-                session.tracks.add_other(track);
-            }
-        }
+        session.tracks.others_gone();
+        session.tracks_changed(&join.other_participants);
         let wanted = session
             .config
             .policy
@@ -153,14 +150,19 @@ impl ResponseVisitor for Visit<'_> {
     }
 
     fn participants(&mut self, participants: Vec<Participant>) {
-        for track in participants.into_iter().flat_map(|p| p.tracks) {
-            self.session.tracks.add_other(track);
-        }
-        self.session.tracks_changed();
+        self.session.tracks_changed(&participants);
     }
 
-    fn track_published(&mut self, cid: &str, _track: Track) {
-        self.session.tracks.published(cid);
+    fn track_published(&mut self, cid: &str, track: Track) {
+        self.session.tracks.published(cid, &track.sid);
+    }
+
+    fn track_unpublished(&mut self, sid: &str) {
+        self.session.tracks.unpublished(sid);
+    }
+
+    fn room_moved(&mut self, _room_name: &str) {
+        self.session.tracks.others_gone();
     }
 
     fn leave(&mut self, action: i32, _reason: i32) {

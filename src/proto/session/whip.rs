@@ -96,6 +96,7 @@ impl Session {
                 "the answer to a restart has no a=ice-ufrag and a=ice-pwd".to_owned(),
             )
         })?;
+        self.begin_generation(Target::Publisher, &theirs);
         for candidate in fragment_candidates(fragment) {
             self.add_candidate(Target::Publisher, &candidate);
         }

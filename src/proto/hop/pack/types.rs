@@ -70,6 +70,8 @@ pub struct EncodeJob {
     pub rung: Rung,
     /// Opus payloads, consecutive, of the same duration.
     pub packets: Vec<Vec<u8>>,
+    /// Milliseconds of each.
+    pub unit_ms: u8,
     /// Originals lost right before the first of them.
     pub lost_before: u16,
 }

@@ -100,7 +100,7 @@ proptest! {
     #[test]
     fn any_text_is_taken_or_refused(text in "(v=0\r\n)?[ -~\r\n\u{80}-\u{ff}]{0,200}") {
         if let Ok(sdp) = Sdp::parse(&text) {
-            let _ = (sdp.creds(), sdp.fingerprint(), sdp.setup(), sdp.candidates(), sdp.bundles());
+            let _ = (sdp.creds(), sdp.fingerprints(), sdp.setup(), sdp.candidates(), sdp.bundles());
             let _ = rewrite(&sdp, &full_edit());
         }
     }

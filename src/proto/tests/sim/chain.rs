@@ -53,10 +53,25 @@ impl Sidecar {
         }
     }
 
+    /// Keeps what media is told. The calls of the captures end, and then nobody speaks any more: what counts is the most that
+    /// was coded.
     fn note(&mut self) {
+        let coded = |pc: &PcDescription| {
+            let rules = pc.up.iter().chain(&pc.down);
+            let hop = |rule: &&TrackRule| rule.pack.is_some() || rule.restore.is_some();
+            let alone = |rule: &&TrackRule| rule.recode.is_some();
+            (
+                rules.clone().filter(hop).count(),
+                rules.filter(alone).count(),
+            )
+        };
         while let Some(update) = self.session.poll_update() {
-            self.described.retain(|old| old.target != update.target);
-            self.described.push(update);
+            let known = self.described.iter_mut();
+            match known.into_iter().find(|old| old.target == update.target) {
+                Some(old) if coded(old) > coded(&update) => {}
+                Some(old) => *old = update,
+                None => self.described.push(update),
+            }
         }
     }
 

@@ -368,9 +368,10 @@ fn redundancy_is_shed_and_given_back_as_the_receiver_reports() {
             ..Options::default()
         },
     );
-    let mut sequence = 0;
-    let mut next = |world: &mut World| {
-        sequence += 1;
+    let said = std::cell::Cell::new(0);
+    let next = |world: &mut World| {
+        let sequence = said.get() + 1;
+        said.set(sequence);
         let packet = rtp(
             RED,
             sequence,
@@ -409,10 +410,11 @@ fn redundancy_is_shed_and_given_back_as_the_receiver_reports() {
     report(&mut world, 0);
     assert!(next(&mut world));
     // LiveKit's own silence is primary-only RED already.
+    said.set(said.get() + 1);
     let silence = rtp(
         RED,
-        500,
-        480_000,
+        said.get(),
+        u32::from(said.get()) * 960,
         SERVER_AUDIO_SSRC,
         b"\x6f\xf8\xff\xfe\x00\x00",
     );
