@@ -210,6 +210,9 @@ fn signal_config(settings: &Settings) -> Result<signal::SignalConfig, Fault> {
             idle_timeout: limits.idle_timeout,
             handshakes: limits.handshakes,
             sessions: limits.sessions,
+            keep_alive_timeout: limits.keep_alive_timeout,
+            connections: limits.connections,
+            connections_per_address: limits.connections_per_address,
             ..signal::Limits::default()
         },
     })
