@@ -19,9 +19,16 @@ fuzz_target!(|data: &[u8]| {
     let cut = frames(bytes, &pieces, from_client, MOST);
     assert_eq!((&whole.messages, &whole.end), (&cut.messages, &cut.end));
     let single = frames(bytes, &vec![1; bytes.len()], from_client, MOST);
-    assert_eq!((&whole.messages, &whole.end), (&single.messages, &single.end));
+    assert_eq!(
+        (&whole.messages, &whole.end),
+        (&single.messages, &single.end)
+    );
     // Two buffers that double, and what is read at least at a time.
-    assert!(single.memory <= 4 * bytes.len() + (16 << 10), "{}", single.memory);
+    assert!(
+        single.memory <= 4 * bytes.len() + (16 << 10),
+        "{}",
+        single.memory
+    );
     let sizes = |n: &(u8, Vec<u8>)| n.1.len() <= if n.0 >= 8 { 125 } else { MOST };
     assert!(whole.messages.iter().all(sizes));
     let mask = from_client.then_some([1, 2, 3, 4]);

@@ -32,6 +32,9 @@ type Sender = http1::SendRequest<Upload<Body>>;
 /// request written into that moment is lost. All known defaults are above it.
 pub(super) const REUSE: Duration = Duration::from_secs(4);
 
+/// Bytes of a request's body that wait for an upstream which doesn't read it, and the longest head of an answer.
+const UPSTREAM_BUFFER: usize = 64 << 10;
+
 /// What belongs to one connection of a client's.
 pub(super) struct Client {
     pub(super) peer: SocketAddr,
@@ -493,6 +496,7 @@ async fn connect(shared: &Shared) -> Result<Sender, Fault> {
     let conn: Conn = shared.dialer.dial(&shared.limits).await?;
     let (sender, connection) = http1::Builder::new()
         .preserve_header_case(true)
+        .max_buf_size(UPSTREAM_BUFFER)
         .handshake(TokioIo::new(conn))
         .await
         .map_err(|e| no_answer(&e, shared))?;

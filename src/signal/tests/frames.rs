@@ -2,6 +2,7 @@
 //! server of tungstenite's. Its sections 9, 12 and 13 are about speed and compression.
 
 use super::*;
+use crate::signal::fuzz::Messages;
 
 const KEY: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
 
@@ -25,7 +26,7 @@ fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
 }
 
 /// What the server side says up to the end of the connection: opcode with FIN, payload.
-async fn answers(sidecar: &Sidecar, frames: &[Vec<u8>], piece: usize) -> Vec<(u8, Vec<u8>)> {
+async fn answers(sidecar: &Sidecar, frames: &[Vec<u8>], piece: usize) -> Messages {
     let mut tcp = sidecar.tcp().await;
     tcp.write_all(
         b"GET /rtc HTTP/1.1\r\nHost: s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
@@ -73,7 +74,7 @@ fn close() -> Vec<u8> {
 }
 
 /// Echoes, then the close that the client asked for.
-fn echoed(messages: &[(u8, &[u8])]) -> Vec<(u8, Vec<u8>)> {
+fn echoed(messages: &[(u8, &[u8])]) -> Messages {
     let mut all: Vec<_> = messages.iter().map(|(op, m)| (*op, m.to_vec())).collect();
     all.push((0x88, 1000_u16.to_be_bytes().to_vec()));
     all
@@ -83,7 +84,7 @@ fn echoed(messages: &[(u8, &[u8])]) -> Vec<(u8, Vec<u8>)> {
 async fn what_is_lawful_comes_back() {
     let origin = Origin::start().await;
     let sidecar = Sidecar::before(&origin).await;
-    let mut cases: Vec<(String, Vec<Vec<u8>>, Vec<(u8, Vec<u8>)>)> = Vec::new();
+    let mut cases: Vec<(String, Vec<Vec<u8>>, Messages)> = Vec::new();
     // 1.1, 1.2: texts and binaries of the lengths at which the header changes.
     for len in [0, 125, 126, 127, 128, 65_535, 65_536] {
         for op in [0x81, 0x82] {
