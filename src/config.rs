@@ -20,6 +20,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 /// A configuration file larger than this is refused, in bytes.
@@ -143,8 +144,10 @@ pub struct Limits {
     pub max_query_bytes: usize,
     /// `limits.max_frame_bytes`: one WebSocket message, from either side.
     pub max_frame_bytes: usize,
-    /// `limits.header_timeout`: until a request's headers must be complete.
+    /// `limits.header_timeout`: until a request's headers must be complete, and between two parts of its body.
     pub header_timeout: Duration,
+    /// `limits.keep_alive_timeout`: how long a connection may rest between two requests.
+    pub keep_alive_timeout: Duration,
     /// `limits.dial_timeout`: for a connection to LiveKit, TLS included.
     pub dial_timeout: Duration,
     /// `limits.idle_timeout`: a WebSocket without a frame in either direction.
@@ -153,6 +156,10 @@ pub struct Limits {
     pub handshakes: usize,
     /// `limits.sessions`: at a time, further ones get 503.
     pub sessions: usize,
+    /// `limits.connections`: of clients at a time, those of sessions included.
+    pub connections: usize,
+    /// `limits.connections_per_address`: of these, those of one address that are no sessions; 0: no bound.
+    pub connections_per_address: usize,
 }
 
 /// How long a session outlives what it needs.
@@ -207,10 +214,17 @@ pub struct Engine {
     pub local_bitrate: u32,
 }
 
+/// CPU cores when the process first asked. A container that is resized later keeps the threads that it has, and a file that leaves
+/// their number out still says what is in force.
+fn cores() -> usize {
+    static CORES: OnceLock<usize> = OnceLock::new();
+    *CORES.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))
+}
+
 impl Default for Settings {
     fn default() -> Self {
         let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let cores = cores();
         Self {
             listen: loopback(7980),
             tls: None,
@@ -235,10 +249,13 @@ impl Default for Settings {
                 max_query_bytes: MAX_QUERY,
                 max_frame_bytes: 1 << 20,
                 header_timeout: Duration::from_secs(10),
+                keep_alive_timeout: Duration::from_secs(75),
                 dial_timeout: Duration::from_secs(5),
                 idle_timeout: Duration::from_secs(120),
                 handshakes: 256,
                 sessions: 10_000,
+                connections: 20_000,
+                connections_per_address: 512,
             },
             session: Session {
                 resume_grace: Duration::from_secs(30),
@@ -407,10 +424,13 @@ impl Settings {
             max_query_bytes,
             max_frame_bytes,
             header_timeout,
+            keep_alive_timeout,
             dial_timeout,
             idle_timeout,
             handshakes,
             sessions,
+            connections,
+            connections_per_address,
         } = limits;
         let Session {
             resume_grace,
@@ -470,6 +490,15 @@ impl Settings {
             ),
             ("limits.handshakes", *handshakes == new.limits.handshakes),
             ("limits.sessions", *sessions == new.limits.sessions),
+            (
+                "limits.keep_alive_timeout",
+                *keep_alive_timeout == new.limits.keep_alive_timeout,
+            ),
+            ("limits.connections", *connections == new.limits.connections),
+            (
+                "limits.connections_per_address",
+                *connections_per_address == new.limits.connections_per_address,
+            ),
             (
                 "session.resume_grace",
                 *resume_grace == new.session.resume_grace,

@@ -4,7 +4,10 @@
 //! `client` as noise to be counted, `internal` as a defect or a limit of the sidecar itself.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::fmt;
+use std::sync::{LazyLock, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use hyper::StatusCode;
 
@@ -54,6 +57,8 @@ pub enum What {
     TooLarge,
     /// Too many handshakes or sessions at this moment.
     Busy,
+    /// The process or the system has no file descriptors, ports or memory left for a connection.
+    Descriptors,
     /// The sidecar is about to stop and takes no new sessions.
     Draining,
     /// The request has come through this very sidecar before.
@@ -85,6 +90,7 @@ impl What {
             What::HeadersTooLarge => "headers_too_large",
             What::TooLarge => "too_large",
             What::Busy => "busy",
+            What::Descriptors => "descriptors",
             What::Draining => "draining",
             What::Loop => "loop",
             What::Unreachable => "unreachable",
@@ -153,7 +159,7 @@ impl Fault {
             (_, What::NotFound) => StatusCode::NOT_FOUND,
             (_, What::QueryTooLarge) => StatusCode::URI_TOO_LONG,
             (_, What::HeadersTooLarge) => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            (_, What::Busy | What::Draining) => StatusCode::SERVICE_UNAVAILABLE,
+            (_, What::Busy | What::Draining | What::Descriptors) => StatusCode::SERVICE_UNAVAILABLE,
             (_, What::Loop) => StatusCode::LOOP_DETECTED,
             (Side::Upstream, What::Timeout) => StatusCode::GATEWAY_TIMEOUT,
             (Side::Upstream, _) => StatusCode::BAD_GATEWAY,
@@ -171,7 +177,7 @@ impl Fault {
             What::NotUtf8 | What::Undecodable => 1007,
             What::QueryTooLarge | What::HeadersTooLarge | What::TooLarge => 1009,
             What::Draining | What::Timeout | What::NotFound => 1001,
-            What::Busy => 1013,
+            What::Busy | What::Descriptors => 1013,
             What::Loop | What::Unreachable | What::Lost | What::Config | What::Defect => 1011,
         }
     }
@@ -189,7 +195,7 @@ impl Fault {
     /// Seconds for `Retry-After`, where trying again makes sense.
     pub fn retry_after(&self) -> Option<u32> {
         match self.what {
-            What::Busy => Some(1),
+            What::Busy | What::Descriptors => Some(1),
             What::Draining => Some(5),
             _ => None,
         }
@@ -200,7 +206,7 @@ impl Fault {
         serde_json::json!({"error": self.detail, "side": self.side.as_str(), "what": self.what.as_str()}).to_string()
     }
 
-    /// Counts it and writes its log line. `path` is the request's path without query; `session` the session's id, or "".
+    /// Counts it and writes its log line, of each kind one in ten seconds with the number of those left out (`more`). `path` is the request's path without query; `session` the session's id, or "".
     /// Clients' faults go to debug: strangers must not be able to fill the log.
     pub fn report(&self, path: &str, session: &str) {
         metrics::counter!(FAULTS, "side" => self.side.as_str(), "what" => self.what.as_str())
@@ -209,24 +215,57 @@ impl Fault {
         // Never the whole of what a stranger may have made long; Debug escapes control characters.
         let path = path.get(..path.floor_char_boundary(96)).unwrap_or("");
         let detail = &*self.detail;
-        match (self.side, self.what) {
-            (Side::Client, _) | (_, What::Busy | What::Draining) => {
-                tracing::debug!(
-                    side = self.side.as_str(),
-                    what,
-                    ?path,
-                    session,
-                    cause,
-                    "{detail}"
-                );
-            }
-            (Side::Upstream, _) => {
-                tracing::warn!(side = "upstream", what, ?path, session, cause, "{detail}")
-            }
-            (Side::Internal, _) => {
-                tracing::error!(side = "internal", what, ?path, session, cause, "{detail}")
-            }
+        let side = self.side.as_str();
+        if self.side == Side::Client || matches!(self.what, What::Busy | What::Draining) {
+            tracing::debug!(side, what, ?path, session, cause, "{detail}");
+            return;
         }
+        let Some(more) = seldom((side, what)) else {
+            tracing::debug!(side, what, ?path, session, cause, "{detail}");
+            return;
+        };
+        if self.side == Side::Upstream {
+            tracing::warn!(side, what, ?path, session, cause, more, "{detail}");
+        } else {
+            tracing::error!(side, what, ?path, session, cause, more, "{detail}");
+        }
+    }
+}
+
+/// Of lines of one kind there is one in this time: what is wrong is said, and however many requests meet it, the log stays
+/// readable. A scrape of the metrics comes about as often.
+const SELDOM: Duration = Duration::from_secs(10);
+
+type Kinds = HashMap<(&'static str, &'static str), (Instant, u64)>;
+
+/// Whether a line of this kind may be written now, and how many were left out since the last one.
+fn seldom(kind: (&'static str, &'static str)) -> Option<u64> {
+    static LAST: LazyLock<Mutex<Kinds>> = LazyLock::new(Mutex::default);
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    seldom_at(&mut last, kind, Instant::now())
+}
+
+fn seldom_at(last: &mut Kinds, kind: (&'static str, &'static str), now: Instant) -> Option<u64> {
+    match last.get_mut(&kind) {
+        Some((at, more)) if now.duration_since(*at) < SELDOM => {
+            *more += 1;
+            None
+        }
+        Some((at, more)) => {
+            *at = now;
+            Some(std::mem::take(more))
+        }
+        None => {
+            last.insert(kind, (now, 0));
+            Some(0)
+        }
+    }
+}
+
+/// Something that strangers bring about and an operator should know of, once in a while.
+pub fn note(what: &'static str) {
+    if let Some(more) = seldom(("note", what)) {
+        tracing::info!(more, "{what}");
     }
 }
 
@@ -272,10 +311,29 @@ mod tests {
         assert_eq!(Fault::internal(What::Defect, "").status(), 500);
         let big = Fault::client(What::TooLarge, "");
         assert_eq!((big.close_code(), big.other_close_code()), (1009, 1001));
+        let full = Fault::internal(What::Descriptors, "");
+        assert_eq!((full.status().as_u16(), full.retry_after()), (503, Some(1)));
         let drain = Fault::internal(What::Draining, "");
         assert_eq!(
             (drain.status().as_u16(), drain.retry_after()),
             (503, Some(5))
         );
+    }
+
+    #[test]
+    fn lines_of_a_kind_are_seldom_and_say_how_many_there_were() {
+        let mut last = Kinds::new();
+        let (start, kind) = (Instant::now(), ("upstream", "lost"));
+        assert_eq!(seldom_at(&mut last, kind, start), Some(0));
+        for _ in 0..1000 {
+            assert_eq!(seldom_at(&mut last, kind, start + SELDOM / 2), None);
+        }
+        assert_eq!(
+            seldom_at(&mut last, ("upstream", "timeout"), start),
+            Some(0)
+        );
+        assert_eq!(seldom_at(&mut last, kind, start + SELDOM), Some(1000));
+        assert_eq!(seldom_at(&mut last, kind, start + SELDOM), None);
+        assert_eq!(seldom_at(&mut last, kind, start + SELDOM * 2), Some(1));
     }
 }

@@ -54,7 +54,7 @@ pub async fn run(settings: Settings, path: &Path) -> Result<(), Fault> {
     let identity = Identity::generate()
         .map_err(|error| Fault::internal(What::Config, "no DTLS certificate").because(error))?;
     let bound = signal::bind(signal_config(&settings)?).await?;
-    let admin_bound = admin::bind(settings.admin.listen).await.map_err(cannot)?;
+    let admin_bound = admin::bind(settings.admin.listen).map_err(cannot)?;
     let engine = Engine::start(engine_config(&settings))
         .map(Arc::new)
         .map_err(|error| Fault::internal(What::Config, error.to_string()))?;
@@ -148,7 +148,7 @@ pub async fn run(settings: Settings, path: &Path) -> Result<(), Fault> {
         metrics: recorder,
         rooms,
     };
-    tasks.need("admin", admin::serve(admin_bound, Arc::new(admin)));
+    admin::start(admin_bound, Arc::new(admin)).map_err(cannot)?;
     let (drain, draining) = tokio::sync::watch::channel(Drain::Running);
     tracing::info!(
         listen = %bound.local_addr(),
@@ -264,6 +264,9 @@ fn signal_config(settings: &Settings) -> Result<signal::SignalConfig, Fault> {
             idle_timeout: limits.idle_timeout,
             handshakes: limits.handshakes,
             sessions: limits.sessions,
+            keep_alive_timeout: limits.keep_alive_timeout,
+            connections: limits.connections,
+            connections_per_address: limits.connections_per_address,
             ..signal::Limits::default()
         },
     })

@@ -87,6 +87,8 @@ table! {
         "Answers to HTTP requests.";
     HTTP_CONNECTIONS = Kind::Gauge, "auralink_http_connections", [],
         "Open TCP connections of clients, upgraded ones included.";
+    HTTP_EVICTED = Kind::Counter, "auralink_http_evicted_total", [("why", "full, address, memory, refused")],
+        "Connections of clients that kept us waiting and had to go for others, or found no place (refused).";
     WS_OPEN = Kind::Gauge, "auralink_ws_open", [("kind", "session, opaque")],
         "Open upgraded connections.";
     WS_MESSAGES = Kind::Counter, "auralink_ws_messages_total",

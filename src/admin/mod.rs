@@ -1,6 +1,7 @@
 //! The admin listener: `/healthz`, `/readyz`, `/metrics`, `/status.json` and the status page.
 //!
-//! Read-only, HTTP/1.1, without access control: it belongs on loopback or a network of its own.
+//! Read-only, HTTP/1.1, without access control: it belongs on loopback or a network of its own. It has a thread of its own, and
+//! what it has to ask others for is asked on further ones, so that `/healthz` is answered whatever the rest of the process does.
 //! What it shows comes through [`StatusSource`]; it knows nothing of signalling, media or
 //! configuration.
 
@@ -22,17 +23,25 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde::Serialize;
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, Id, JoinSet};
 
-/// Connections at a time: a scraper, probes and a few people. Further ones wait in the backlog.
+/// Connections at a time: a scraper, probes and a few people. A further one takes the place of the one that has been silent longest.
 const MAX_CONNECTIONS: usize = 64;
+
+/// Questions to the rest of the process at a time.
+const MAX_QUESTIONS: usize = 4;
+
+/// For the rest of the process to say how it is. Probes and scrapers wait no longer: Prometheus 10 s, Kubernetes 1 s.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// For a request's headers, and between two requests on a connection.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
@@ -43,7 +52,7 @@ const MAX_HEADER_BYTES: usize = 16 << 10;
 /// How often histograms are folded, so that they do not grow between scrapes.
 const UPKEEP: Duration = Duration::from_secs(5);
 
-/// What the listener shows. Called from its own tasks: must not block.
+/// What the listener shows. Called from threads for that: may wait for locks.
 pub trait StatusSource: Send + Sync + 'static {
     /// Every live session, and totals since the start.
     fn snapshot(&self) -> Status;
@@ -68,13 +77,15 @@ pub struct Bound(TcpListener);
 ///
 /// # Errors
 /// The system's, naming the key and the address.
-pub async fn bind(listen: SocketAddr) -> io::Result<Bound> {
-    let listener = TcpListener::bind(listen).await.map_err(|e| {
+pub fn bind(listen: SocketAddr) -> io::Result<Bound> {
+    let taken = |e: io::Error| {
         io::Error::new(
             e.kind(),
             format!("admin.listen: {listen} cannot be listened on: {e}"),
         )
-    })?;
+    };
+    let listener = TcpListener::bind(listen).map_err(taken)?;
+    listener.set_nonblocking(true).map_err(taken)?;
     Ok(Bound(listener))
 }
 
@@ -88,42 +99,119 @@ impl Bound {
     }
 }
 
-/// Serves until it is dropped; connections end with it. It goes on during a drain, so that the
-/// drain can be watched.
-pub async fn serve(bound: Bound, admin: Arc<Admin>) {
-    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+/// Serves on a thread of its own until the process ends. It goes on during a drain, so that the drain can be watched.
+///
+/// # Errors
+/// The system has no thread for it.
+pub fn start(bound: Bound, admin: Arc<Admin>) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(MAX_QUESTIONS)
+        .thread_name("admin-ask")
+        .build()?;
+    let serving = move || {
+        if let Err(error) = runtime.block_on(serve(bound, admin)) {
+            tracing::error!(%error, "the admin listener has ended");
+        }
+    };
+    std::thread::Builder::new()
+        .name("admin".into())
+        .spawn(serving)
+        .map(drop)
+}
+
+/// One connection, and whether a request of it is being answered.
+struct Guest {
+    task: AbortHandle,
+    busy: Arc<AtomicBool>,
+}
+
+/// Who is connected, in the order in which they were last heard of.
+#[derive(Default)]
+struct Guests(VecDeque<(Id, Guest)>);
+
+impl Guests {
+    /// Makes room for one more: of those that ask nothing the one that came first goes, else the first of all.
+    fn make_room(&mut self) {
+        while self.0.len() >= MAX_CONNECTIONS {
+            let idle = |(_, guest): &(Id, Guest)| !guest.busy.load(Ordering::Relaxed);
+            let at = self.0.iter().position(idle).unwrap_or(0);
+            if let Some((_, guest)) = self.0.remove(at) {
+                guest.task.abort();
+            }
+        }
+    }
+}
+
+/// Serves until it is dropped; connections end with it.
+async fn serve(bound: Bound, admin: Arc<Admin>) -> io::Result<()> {
+    let listener = tokio::net::TcpListener::from_std(bound.0)?;
+    let asking = Arc::new(Semaphore::new(MAX_QUESTIONS));
+    let mut guests = Guests::default();
     let mut connections = JoinSet::new();
     let mut upkeep = tokio::time::interval(UPKEEP);
     loop {
-        let accepted = async {
-            let permit = Arc::clone(&room).acquire_owned().await;
-            (permit, bound.0.accept().await)
-        };
         tokio::select! {
-            (permit, accepted) = accepted => match accepted {
+            accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    let admin = Arc::clone(&admin);
-                    connections.spawn(async move {
-                        let _permit = permit;
-                        connection(stream, admin).await;
-                    });
+                    guests.make_room();
+                    let busy = Arc::new(AtomicBool::new(false));
+                    let desk = Desk { admin: admin.clone(), asking: asking.clone(), busy: busy.clone() };
+                    let task = connections.spawn(connection(stream, desk));
+                    guests.0.push_back((task.id(), Guest { task, busy }));
                 }
                 Err(error) => {
                     // Such as no file descriptors left: trying again at once would only burn CPU.
-                    tracing::warn!(%error, "admin listener cannot accept");
+                    tracing::debug!(%error, "admin listener cannot accept");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             },
-            Some(_) = connections.join_next() => {}
+            Some(ended) = connections.join_next_with_id() => {
+                let id = ended.map_or_else(|error| error.id(), |(id, ())| id);
+                guests.0.retain(|(other, _)| *other != id);
+            }
             _ = upkeep.tick() => admin.metrics.run_upkeep(),
         }
     }
 }
 
-async fn connection(stream: TcpStream, admin: Arc<Admin>) {
+/// What a connection needs to answer.
+struct Desk {
+    admin: Arc<Admin>,
+    asking: Arc<Semaphore>,
+    busy: Arc<AtomicBool>,
+}
+
+impl Desk {
+    /// What the rest of the process says; `None` if it doesn't in time. A question that hangs keeps its thread, so that there are
+    /// never more than a few.
+    async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&dyn StatusSource) -> T + Send + 'static,
+    ) -> Option<T> {
+        let source = self.admin.source.clone();
+        let asking = async {
+            let permit = self.asking.clone().acquire_owned().await.ok()?;
+            let answer = tokio::task::spawn_blocking(move || {
+                let _permit = permit;
+                question(&*source)
+            });
+            answer.await.ok()
+        };
+        tokio::time::timeout(PATIENCE, asking).await.ok().flatten()
+    }
+}
+
+async fn connection(stream: TcpStream, desk: Desk) {
+    let desk = Arc::new(desk);
     let service = service_fn(move |request: Request<Incoming>| {
-        let response = respond(&admin, request.method(), request.uri().path());
-        async move { Ok::<_, Infallible>(response) }
+        let desk = desk.clone();
+        async move {
+            desk.busy.store(true, Ordering::Relaxed);
+            let reply = respond(&desk, request.method(), request.uri().path()).await;
+            desk.busy.store(false, Ordering::Relaxed);
+            Ok::<_, Infallible>(reply)
+        }
     });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -138,7 +226,8 @@ async fn connection(stream: TcpStream, admin: Arc<Admin>) {
 
 type Reply = Response<Full<Bytes>>;
 
-fn respond(admin: &Admin, method: &Method, path: &str) -> Reply {
+async fn respond(desk: &Desk, method: &Method, path: &str) -> Reply {
+    let admin = &desk.admin;
     if method != Method::GET && method != Method::HEAD {
         let mut reply = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
         reply
@@ -149,7 +238,9 @@ fn respond(admin: &Admin, method: &Method, path: &str) -> Reply {
     match path {
         "/healthz" => text(StatusCode::OK, "ok\n"),
         "/readyz" => {
-            let readiness = admin.source.readiness();
+            let Some(readiness) = desk.ask(|source| source.readiness()).await else {
+                return unanswered();
+            };
             let ready = readiness.ready();
             let status = if ready {
                 StatusCode::OK
@@ -159,7 +250,10 @@ fn respond(admin: &Admin, method: &Method, path: &str) -> Reply {
             json(status, &status::ReadyReport { ready, readiness })
         }
         "/metrics" => {
-            metrics::publish(&admin.source.snapshot());
+            let Some(status) = desk.ask(|source| source.snapshot()).await else {
+                return unanswered();
+            };
+            metrics::publish(&status);
             let mut body = admin.metrics.render();
             admin.rooms.render(&mut body);
             let mut reply = text(StatusCode::OK, body);
@@ -167,13 +261,24 @@ fn respond(admin: &Admin, method: &Method, path: &str) -> Reply {
             reply.headers_mut().insert(header::CONTENT_TYPE, kind);
             reply
         }
-        "/status.json" => json(StatusCode::OK, &admin.source.snapshot()),
+        "/status.json" => match desk.ask(|source| source.snapshot()).await {
+            Some(status) => json(StatusCode::OK, &status),
+            None => unanswered(),
+        },
         "/" | "/status" => page(),
         _ => text(
             StatusCode::NOT_FOUND,
             "there are /healthz /readyz /metrics /status.json and /status\n",
         ),
     }
+}
+
+/// The process is up, but what was asked for hangs.
+fn unanswered() -> Reply {
+    text(
+        StatusCode::SERVICE_UNAVAILABLE,
+        format!("signalling or media did not answer within {PATIENCE:?}\n"),
+    )
 }
 
 fn text(status: StatusCode, body: impl Into<Bytes>) -> Reply {

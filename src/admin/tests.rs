@@ -103,9 +103,9 @@ async fn every_page() {
         metrics: recorder.handle(),
         rooms,
     };
-    let bound = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let bound = bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = bound.local_addr().unwrap();
-    let taken = bind(address).await.err().unwrap().to_string();
+    let taken = bind(address).err().unwrap().to_string();
     assert!(
         taken.starts_with(&format!("admin.listen: {address} cannot be listened on")),
         "{taken}"
@@ -209,4 +209,82 @@ async fn every_page() {
     slow.write_all(b"GET /healthz HT").await.unwrap();
     assert!(get(address, "/healthz").await.starts_with("HTTP/1.1 200"));
     serving.abort();
+}
+
+/// A source that answers when it is let.
+struct Hanging(
+    std::sync::mpsc::Sender<()>,
+    Mutex<std::sync::mpsc::Receiver<()>>,
+);
+
+impl StatusSource for Hanging {
+    fn snapshot(&self) -> Status {
+        let _ = self.0.send(());
+        let _ = self.1.lock().unwrap().recv();
+        Status::default()
+    }
+    fn readiness(&self) -> Readiness {
+        let _ = self.snapshot();
+        Readiness::default()
+    }
+}
+
+fn started(source: Arc<dyn StatusSource>) -> SocketAddr {
+    let bound = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = bound.local_addr().unwrap();
+    let admin = Admin {
+        source,
+        metrics: recorder().handle(),
+        rooms: Rooms::new(1),
+    };
+    start(bound, Arc::new(admin)).unwrap();
+    address
+}
+
+/// More silent connections than there is room for, some with half a request, take nothing from a probe; nor does what a snapshot
+/// waits for. The test's own runtime has one thread, so that the listener's own is what answers.
+#[tokio::test]
+async fn health_is_answered_whatever_the_rest_does() {
+    let (begun, asked) = std::sync::mpsc::channel();
+    let (let_go, gate) = std::sync::mpsc::channel();
+    let address = started(Arc::new(Hanging(begun, Mutex::new(gate))));
+    let mut silent = Vec::new();
+    for n in 0..2 * MAX_CONNECTIONS {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        if n % 2 == 0 {
+            stream.write_all(b"GET /healthz HT").await.unwrap();
+        }
+        silent.push(stream);
+    }
+    // As many as there are threads for, and one more.
+    let mut waiting = Vec::new();
+    for _ in 0..=MAX_QUESTIONS {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream
+            .write_all(b"GET /status.json HTTP/1.1\r\nHost: x\r\n\r\n")
+            .await
+            .unwrap();
+        waiting.push(stream);
+    }
+    asked.recv().unwrap();
+    for _ in 0..3 {
+        assert!(get(address, "/healthz").await.starts_with("HTTP/1.1 200"));
+    }
+    let ready = get(address, "/readyz").await;
+    assert!(ready.starts_with("HTTP/1.1 503"), "{ready}");
+    // The oldest had to go, the youngest are there.
+    let mut end = Vec::new();
+    let gone = tokio::time::timeout(HEADER_TIMEOUT / 2, silent[0].read_to_end(&mut end));
+    assert!(
+        gone.await.is_ok(),
+        "for others, and not because its own time was over"
+    );
+    assert!(end.is_empty());
+    let last = silent.last_mut().unwrap();
+    last.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        .await
+        .unwrap();
+    last.read_to_end(&mut end).await.unwrap();
+    assert!(end.starts_with(b"HTTP/1.1 200"));
+    drop(let_go);
 }

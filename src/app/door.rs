@@ -154,7 +154,7 @@ impl SignalSession for Signal {
     }
 
     fn refused(&mut self, status: u16) {
-        tracing::info!(
+        tracing::debug!(
             session = self.cell.id,
             status,
             "the server refused the session"

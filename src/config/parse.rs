@@ -163,6 +163,11 @@ fn limits(section: Section<'_>, base: &Limits) -> Limits {
             duration(time(100, 600)),
             base.header_timeout,
         ),
+        keep_alive_timeout: section.or(
+            "keep_alive_timeout",
+            duration(time(1_000, 3_600)),
+            base.keep_alive_timeout,
+        ),
         dial_timeout: section.or("dial_timeout", duration(time(100, 600)), base.dial_timeout),
         // LiveKit's clients ping every few seconds.
         idle_timeout: section.or(
@@ -172,7 +177,25 @@ fn limits(section: Section<'_>, base: &Limits) -> Limits {
         ),
         handshakes: section.or("handshakes", number(1..=100_000), base.handshakes),
         sessions: section.or("sessions", number(1..=1_000_000), base.sessions),
+        connections: section.or("connections", number(16..=2_000_000), base.connections),
+        connections_per_address: section.or(
+            "connections_per_address",
+            number(0..=2_000_000),
+            base.connections_per_address,
+        ),
     };
+    if limits.sessions > limits.connections {
+        let given = |key| section.found.given().contains_key(key);
+        let key = ["limits.sessions", "limits.connections"]
+            .into_iter()
+            .find(|key| given(*key))
+            .unwrap_or("limits.sessions");
+        let message = format!(
+            "{} sessions can't be reached over {} connections: each takes one; raise limits.connections or lower limits.sessions",
+            limits.sessions, limits.connections
+        );
+        section.found.problem(section.found.id(key), key, message);
+    }
     section.done();
     limits
 }

@@ -266,6 +266,9 @@ fn what_only_a_restart_changes() {
         "limits: {idle_timeout: 1s}",
         "limits: {handshakes: 1}",
         "limits: {sessions: 1}",
+        "limits: {keep_alive_timeout: 60s}",
+        "limits: {connections: 30000}",
+        "limits: {connections_per_address: 0}",
         "session: {resume_grace: 1s}",
         "session: {consent_timeout: 5s}",
         "session: {drain_grace: 1s}",
@@ -319,6 +322,26 @@ fn what_only_a_restart_changes() {
             restart.contains(key.as_str()) || key == "media.workers" || key.starts_with("tls.");
         assert!(live != fixed, "{key}");
     }
+}
+
+/// A container may get fewer cores while it runs; the file that starts a process must stay one that it can reload.
+#[test]
+fn another_number_of_cores_is_no_other_configuration() {
+    use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+    use nix::unistd::Pid;
+    let (before, all) = (
+        Settings::default(),
+        sched_getaffinity(Pid::from_raw(0)).unwrap(),
+    );
+    let first = (0..CpuSet::count())
+        .find(|cpu| all.is_set(*cpu).unwrap())
+        .unwrap();
+    let mut one = CpuSet::new();
+    one.set(first).unwrap();
+    // Of this thread only.
+    sched_setaffinity(Pid::from_raw(0), &one).unwrap();
+    assert_eq!(std::thread::available_parallelism().unwrap().get(), 1);
+    assert_eq!(before.restart_only(&parse("")), [""; 0]);
 }
 
 #[test]

@@ -5,7 +5,7 @@
 //! sessions the query and Sec-WebSocket-Extensions. Answers lose their hop-by-hop fields only.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use http_body_util::{Either, Full};
@@ -14,38 +14,54 @@ use hyper::client::conn::http1;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 use hyper_util::rt::TokioIo;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 
+use super::connections::{Seat, Share, Upload};
 use super::http::{Body, Held, Shared};
+use super::path::{self, Place};
 use super::upstream::Conn;
 use super::whip::{self, Route};
 use super::ws::{Guard, pump, splice};
 use super::{By, Drain, Opening, WS_OPEN};
-use crate::fault::{Fault, What};
+use crate::fault::{Fault, What, note};
 
-type Sender = http1::SendRequest<Body>;
+type Sender = http1::SendRequest<Upload<Body>>;
 
 /// A kept upstream connection is not used again after this: servers and load balancers close idle ones without notice, and a
 /// request written into that moment is lost. All known defaults are above it.
-const REUSE: Duration = Duration::from_secs(4);
+pub(super) const REUSE: Duration = Duration::from_secs(4);
+
+/// Bytes of a request's body that wait for an upstream which doesn't read it, and the longest head of an answer.
+const UPSTREAM_BUFFER: usize = 64 << 10;
 
 /// What belongs to one connection of a client's.
 pub(super) struct Client {
     pub(super) peer: SocketAddr,
     /// The upstream connection of the last request, and since when it is idle.
     pub(super) kept: Mutex<Option<(Sender, Instant)>>,
+    pub(super) seat: Arc<Seat>,
     /// Goes over to the pump when the connection is upgraded.
-    held: Mutex<Option<Held>>,
+    held: Mutex<Option<Held<Arc<Seat>>>>,
 }
 
 impl Client {
-    pub(super) fn new(peer: SocketAddr, held: Held) -> Client {
+    pub(super) fn new(peer: SocketAddr, seat: Arc<Seat>, held: Held<Arc<Seat>>) -> Client {
         Client {
             peer,
             kept: Mutex::default(),
+            seat,
             held: Mutex::new(Some(held)),
         }
+    }
+
+    /// The kept upstream connection is too old to be used again.
+    pub(super) fn forget_upstream(&self) {
+        drop(self.slot().take());
+    }
+
+    fn slot(&self) -> MutexGuard<'_, Option<(Sender, Instant)>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -61,15 +77,15 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    pub(super) fn of(request: &Request<Incoming>) -> Kind {
+    pub(super) fn of(request: &Request<Incoming>, place: Option<&Place>) -> Kind {
         let h = request.headers();
         let websocket = request.method() == Method::GET
             && request.version() == Version::HTTP_11
             && has_token(h, &header::CONNECTION, "upgrade")
             && has_token(h, &header::UPGRADE, "websocket");
-        match (websocket, session_path(request.uri().path())) {
-            (true, Some(_)) => Kind::Session,
-            (true, None) => Kind::Upgrade,
+        match (websocket, place) {
+            (true, Some(Place::Session(_))) => Kind::Session,
+            (true, _) => Kind::Upgrade,
             (false, _) => Kind::Plain,
         }
     }
@@ -83,63 +99,27 @@ impl Kind {
     }
 }
 
-/// The path of a session in plain writing, or `None`. A session must not get past the pump by the spelling of its path.
-fn session_path(path: &str) -> Option<&'static str> {
-    let parts = clean(path)?;
-    match parts
-        .iter()
-        .map(Vec::as_slice)
-        .collect::<Vec<_>>()
-        .as_slice()
-    {
-        [b"rtc"] => Some("/rtc"),
-        [b"rtc", b"v1"] => Some("/rtc/v1"),
-        _ => None,
-    }
-}
-
-/// The parts of a path in plain writing: the server's router decodes `%72tc`, and so does this. `None`: broken escapes.
-fn clean(path: &str) -> Option<Vec<Vec<u8>>> {
-    let mut plain = Vec::with_capacity(path.len());
-    let mut bytes = path.bytes();
-    while let Some(b) = bytes.next() {
-        let hex = |b: Option<u8>| b.and_then(|b| char::from(b).to_digit(16));
-        plain.push(match b {
-            b'%' => (hex(bytes.next())? << 4 | hex(bytes.next())?) as u8,
-            b => b,
-        });
-    }
-    // Cleaned as Go's ServeMux does before it redirects, and as more lenient routers do without saying so.
-    let mut parts: Vec<Vec<u8>> = Vec::new();
-    for part in plain.split(|b| *b == b'/') {
-        match part {
-            b"" | b"." => {}
-            b".." => drop(parts.pop()),
-            part => parts.push(part.to_vec()),
-        }
-    }
-    Some(parts)
-}
-
 /// Sends a request upstream and brings the answer back. An error names the session too, for the log.
 pub(super) async fn pass(
     mut request: Request<Incoming>,
     kind: Kind,
+    place: Place,
     client: &Client,
     shared: &Arc<Shared>,
 ) -> Result<Response<Body>, (Fault, String)> {
-    let route = clean(request.uri().path()).and_then(|parts| Route::of(request.method(), &parts));
-    if let Some(route) = route {
+    if let Some(route) = Route::of(request.method(), &place) {
         return whip::pass(request, route, client, shared).await;
     }
     let none = |fault| (fault, String::new());
     check(&request, shared).map_err(none)?;
     let permits = match kind {
         Kind::Plain => None,
-        Kind::Session | Kind::Upgrade => Some(permits(shared).map_err(none)?),
+        Kind::Session | Kind::Upgrade => {
+            Some(permits(shared, &shared.handshakes, client).map_err(none)?)
+        }
     };
-    let (guard, query) = match (kind, session_path(request.uri().path())) {
-        (Kind::Session, Some(path)) => {
+    let (guard, query) = match (kind, &place) {
+        (Kind::Session, Place::Session(path)) => {
             let opening = Opening {
                 path,
                 query: request.uri().query().unwrap_or(""),
@@ -159,7 +139,10 @@ pub(super) async fn pass(
     let sent = async {
         let upgrade = (kind != Kind::Plain).then(|| hyper::upgrade::on(&mut request));
         rewrite(&mut request, kind, query.as_deref(), client.peer, shared)?;
-        let response = exchange(request.map(Either::Left), shared, &client.kept).await?;
+        // Of an upgrade the client's end of stream is the end.
+        let seat = (kind == Kind::Plain).then(|| client.seat.clone());
+        let request = request.map(|body| Upload::new(Either::Left(body), seat));
+        let response = exchange(request, shared, client).await?;
         Ok::<_, Fault>((upgrade, response))
     };
     let (upgrade, mut response) = match sent.await {
@@ -173,9 +156,18 @@ pub(super) async fn pass(
     };
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         if let Some(guard) = guard {
-            guard.refused(response.status().as_u16(), By::Upstream);
+            let status = response.status().as_u16();
+            guard.refused(status, By::Upstream);
+            note(
+                "the media server refuses sessions; counted in auralink_http_requests_total{kind=\"session\"}",
+            );
         }
         strip_hop_by_hop(response.headers_mut());
+        if makes_whip_session(&response) {
+            // By a path that only the upstream understands: its media would go past the sidecar.
+            let detail = "WHIP is not served at this path: it is /whip/v1, under any prefix";
+            return Err((Fault::client(What::NotFound, detail), id));
+        }
         return Ok(response.map(Either::Left));
     }
     let nonsense = |detail: &'static str| Fault::upstream(What::BadAnswer, detail);
@@ -185,6 +177,11 @@ pub(super) async fn pass(
             id,
         ));
     };
+    if guard.is_none() && place != Place::Agent {
+        // It may be a session by a path that only the upstream understands: its media would go past the sidecar.
+        let detail = "no WebSocket is served at this path: sessions' are /rtc and /rtc/v1, workers' is /agent, under any prefix";
+        return Err((Fault::client(What::NotFound, detail), id));
+    }
     if guard.is_some()
         && response
             .headers()
@@ -207,6 +204,7 @@ pub(super) async fn pass(
             id,
         ));
     };
+    client.seat.upgraded();
     let label = if guard.is_some() { "session" } else { "opaque" };
     let open = Held::new(upgraded, alive, metrics::gauge!(WS_OPEN, "kind" => label));
     // The TCP connection's own permit lives on with the pump.
@@ -272,27 +270,55 @@ pub(super) fn check(request: &Request<Incoming>, shared: &Shared) -> Result<(), 
     Ok(())
 }
 
-/// Room for one more handshake and one more upgraded connection.
-pub(super) fn permits(
+/// Whether an answer makes a WHIP session, wherever the request for it went.
+fn makes_whip_session(response: &Response<Incoming>) -> bool {
+    let location = response.headers().get(header::LOCATION);
+    let location = location.and_then(|location| location.to_str().ok()?.parse::<Uri>().ok());
+    response.status() == StatusCode::CREATED
+        && location.is_some_and(|location| {
+            matches!(
+                path::read(&Method::POST, location.path()),
+                Ok(Place::WhipSession(_))
+            )
+        })
+}
+
+/// One handshake under way: of all, and of its address.
+pub(super) type Handshake = (OwnedSemaphorePermit, Share);
+
+/// Room for one more handshake.
+pub(super) fn handshake(
     shared: &Shared,
-) -> Result<(OwnedSemaphorePermit, OwnedSemaphorePermit), Fault> {
+    of: &Arc<Semaphore>,
+    client: &Client,
+) -> Result<Handshake, Fault> {
+    const BUSY: &str = "too many sessions are being opened at this moment; try again";
+    let busy = || Fault::internal(What::Busy, BUSY);
     if *shared.drain.borrow() != Drain::Running {
         return Err(Fault::internal(
             What::Draining,
             "the sidecar is about to stop and takes no new sessions; try again",
         ));
     }
-    let busy = |detail: &'static str| move |_| Fault::internal(What::Busy, detail);
-    Ok((
-        shared.handshakes.clone().try_acquire_owned().map_err(busy(
-            "too many sessions are being opened at this moment; try again",
-        ))?,
-        shared
-            .upgraded
-            .clone()
-            .try_acquire_owned()
-            .map_err(busy("no more sessions fit; try again later or elsewhere"))?,
-    ))
+    let share = client.seat.handshake().ok_or_else(busy)?;
+    let permit = of.clone().try_acquire_owned().map_err(|_| busy())?;
+    Ok((permit, share))
+}
+
+/// Room for one more handshake and one more session.
+pub(super) fn permits(
+    shared: &Shared,
+    of: &Arc<Semaphore>,
+    client: &Client,
+) -> Result<(Handshake, OwnedSemaphorePermit), Fault> {
+    let handshake = handshake(shared, of, client)?;
+    let place = shared.upgraded.clone().try_acquire_owned().map_err(|_| {
+        Fault::internal(
+            What::Busy,
+            "no more sessions fit; try again later or elsewhere",
+        )
+    })?;
+    Ok((handshake, place))
 }
 
 /// Makes the client's request the upstream's.
@@ -304,16 +330,8 @@ pub(super) fn rewrite<B>(
     shared: &Shared,
 ) -> Result<(), Fault> {
     let upstream = &shared.dialer.upstream;
-    let path = request.uri().path();
-    let mut target = match path {
-        // OPTIONS for the server as a whole: RFC 9112 section 3.2.4.
-        "*" => path.to_owned(),
-        _ => format!("{}{path}", upstream.base()),
-    };
-    if let Some(query) = query.or(request.uri().query()) {
-        target.push('?');
-        target.push_str(query);
-    }
+    let query = query.or(request.uri().query());
+    let target = path::target(upstream.base(), request.uri().path(), query);
     let length = target.len();
     *request.uri_mut() = Uri::try_from(target).map_err(|e| {
         // The `http` crate's own limit, which base path or rewriting may have gone over.
@@ -326,7 +344,15 @@ pub(super) fn rewrite<B>(
     })?;
     *request.version_mut() = Version::HTTP_11;
     let h = request.headers_mut();
+    let chunked = has_token(h, &header::TRANSFER_ENCODING, "chunked");
     strip_hop_by_hop(h);
+    if chunked && kind == Kind::Plain {
+        // hyper leaves out a body of unknown length where the method is one that rarely has any.
+        h.insert(
+            header::TRANSFER_ENCODING,
+            HeaderValue::from_static("chunked"),
+        );
+    }
     if kind != Kind::Plain {
         h.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
         h.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
@@ -401,14 +427,13 @@ fn has_token(h: &HeaderMap, name: &HeaderName, token: &str) -> bool {
 
 /// One request and the head of its answer, over the kept connection if there is a good one, else over a new one.
 pub(super) async fn exchange(
-    request: Request<Body>,
+    request: Request<Upload<Body>>,
     shared: &Shared,
-    kept: &Mutex<Option<(Sender, Instant)>>,
+    client: &Client,
 ) -> Result<Response<Incoming>, Fault> {
-    let slot = || kept.lock().unwrap_or_else(PoisonError::into_inner);
     let good = |(sender, since): &(Sender, Instant)| sender.is_ready() && since.elapsed() < REUSE;
     let mut request = request;
-    let reused = slot().take().filter(good).map(|(sender, _)| sender);
+    let reused = client.slot().take().filter(good).map(|(sender, _)| sender);
     for reused in [reused, None] {
         let fresh = reused.is_none();
         let mut sender = match reused {
@@ -422,7 +447,7 @@ pub(super) async fn exchange(
         match sent.await {
             Ok(Ok(response)) => {
                 if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-                    *slot() = Some((sender, Instant::now()));
+                    *client.slot() = Some((sender, Instant::now()));
                 }
                 return Ok(response);
             }
@@ -471,6 +496,7 @@ async fn connect(shared: &Shared) -> Result<Sender, Fault> {
     let conn: Conn = shared.dialer.dial(&shared.limits).await?;
     let (sender, connection) = http1::Builder::new()
         .preserve_header_case(true)
+        .max_buf_size(UPSTREAM_BUFFER)
         .handshake(TokioIo::new(conn))
         .await
         .map_err(|e| no_answer(&e, shared))?;
@@ -515,40 +541,6 @@ async fn run_upgraded(
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_session_is_known_by_any_spelling_of_its_path() {
-        for path in [
-            "/rtc",
-            "/rtc/",
-            "//rtc",
-            "/./rtc",
-            "/%72tc",
-            "/rt%63",
-            "/%2frtc",
-            "/x/../rtc",
-        ] {
-            assert_eq!(session_path(path), Some("/rtc"), "{path}");
-        }
-        for path in ["/rtc/v1", "/rtc/v1/", "/rtc%2Fv1", "/rtc//v1"] {
-            assert_eq!(session_path(path), Some("/rtc/v1"), "{path}");
-        }
-        for path in [
-            "/",
-            "*",
-            "/rtc/validate",
-            "/rtc/v1/validate",
-            "/rtc/v2",
-            "/agent",
-            "/RTC",
-            "/rtc%",
-            "/rtc%zz",
-            "/%",
-            "/rtc/%ff",
-        ] {
-            assert_eq!(session_path(path), None, "{path}");
-        }
-    }
 
     #[test]
     fn hop_by_hop_fields_go_and_the_rest_stays() {

@@ -61,6 +61,9 @@ pub(super) enum Peer {
     Server,
 }
 
+/// Bytes that are read at least at a time.
+const READ: usize = 2048;
+
 /// Reads messages from `io`. Dropping a pending [`Reader::next`] loses nothing.
 pub(super) struct Reader<R> {
     io: R,
@@ -93,7 +96,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
                 // One big message must not hold its memory for the rest of a quiet session.
                 self.buf = BytesMut::new();
             }
-            self.buf.reserve(2048);
+            self.buf.reserve(READ);
             if self
                 .io
                 .read_buf(&mut self.buf)
@@ -106,12 +109,18 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         }
     }
 
+    /// Bytes of memory that are held between two messages.
+    pub(super) fn memory(&self) -> usize {
+        let partial = self.partial.as_ref();
+        self.buf.capacity() + partial.map_or(0, |partial| partial.payload.capacity())
+    }
+
     /// Reads and forgets until the peer ends the stream, so that closing ours doesn't reset the connection and with it take away
     /// from the peer what it has not read yet.
     pub(super) async fn discard(&mut self) {
         loop {
             self.buf.clear();
-            self.buf.reserve(2048);
+            self.buf.reserve(READ);
             match self.io.read_buf(&mut self.buf).await {
                 Ok(0) | Err(_) => return,
                 Ok(_) => {}
@@ -186,7 +195,8 @@ impl<R: AsyncRead + Unpin> Reader<R> {
             },
             short => (u64::from(short), 2),
         };
-        if op >= 8 && (len > 125 || !fin) {
+        // By the first length byte: a longer form of a short length is none either (RFC 6455 section 5.2).
+        if op >= 8 && (second & 0x7f > 125 || !fin) {
             return Err(ReadError::Violation(
                 "a control frame that is fragmented or over 125 bytes",
             ));
@@ -213,8 +223,9 @@ impl<R: AsyncRead + Unpin> Reader<R> {
             },
         };
         if self.buf.len() - header < len {
-            // In one piece instead of by doubling.
-            self.buf.reserve(header + len - self.buf.len());
+            // What is there is doubled, and not made as large as the header says: only who sends bytes takes memory.
+            let missing = header + len - self.buf.len();
+            self.buf.reserve(missing.min(self.buf.len().max(READ)));
             return Ok(None);
         }
         self.buf.advance(header);
@@ -296,6 +307,11 @@ impl<W: AsyncWrite + Unpin> Writer<W> {
             self.out = BytesMut::new();
         }
         self.io.flush().await
+    }
+
+    /// What the frames were written to.
+    pub(super) fn into_inner(self) -> W {
+        self.io
     }
 
     /// Ends our side of the stream.

@@ -15,23 +15,25 @@ use hyper::body::Incoming;
 use hyper::header::{self, HeaderValue};
 use hyper::server::conn::http1 as server;
 use hyper::service::service_fn;
-use hyper::{Request, Response};
+use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-use super::forward::{Client, Kind, pass};
-use super::upstream::{Dialer, provider, tune};
+use super::connections::{Answer, Connections, Due, Full as NoPlace, Seat, Watched};
+use super::forward::{Client, Kind, REUSE, pass};
+use super::path::{self, Place, Refused};
+use super::upstream::{Dialer, out_of_descriptors, provider, tune};
 use super::ws::leaving;
 use super::{
-    Drain, HANDSHAKE_SECONDS, HTTP_CONNECTIONS, HTTP_REQUESTS, Limits, Sessions, SignalConfig,
-    TlsFiles,
+    Drain, HANDSHAKE_SECONDS, HTTP_CONNECTIONS, HTTP_EVICTED, HTTP_REQUESTS, Limits, Sessions,
+    SignalConfig, TlsFiles,
 };
 use crate::fault::{Fault, What};
 
@@ -46,6 +48,12 @@ const MIN_BUFFER: usize = 8 << 10;
 const LEAVE_WAIT: Duration = Duration::from_secs(5);
 /// After a failed accept (no file descriptors left): a pause instead of a busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Descriptors that are no connections of clients: listeners, media workers, log, models, and what is dialled for health.
+const OWN_DESCRIPTORS: u64 = 128;
+/// A connection of a client's and, while it is asked something, one to the upstream.
+const DESCRIPTORS_A_CONNECTION: u64 = 2;
+/// Of WHIP requests that are under way at one time to handshakes: each may hold two SDPs of 256 KiB.
+const WHIP_SHARE: usize = 4;
 
 /// A port that is taken and a configuration that is read, ready to [`serve`](super::serve).
 pub struct Bound {
@@ -54,6 +62,8 @@ pub struct Bound {
     tls: Option<TlsAcceptor>,
     pub(super) dialer: Dialer,
     limits: Limits,
+    /// Connections that there are descriptors for.
+    places: usize,
 }
 
 impl Bound {
@@ -77,13 +87,47 @@ pub(super) async fn bind(config: SignalConfig) -> Result<Bound, Fault> {
     };
     let listener = TcpListener::bind(config.listen).await.map_err(taken)?;
     let local = listener.local_addr().map_err(taken)?;
+    let places = places(&config.limits, descriptors(&config.limits));
     Ok(Bound {
         listener,
         local,
         tls,
         dialer,
         limits: config.limits,
+        places,
     })
+}
+
+/// Descriptors that the process may have: as many as the limits call for, if the system allows so many.
+fn descriptors(limits: &Limits) -> u64 {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let wanted = OWN_DESCRIPTORS + limits.connections as u64 * DESCRIPTORS_A_CONNECTION;
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
+        return wanted;
+    };
+    // The soft limit is low for the sake of programs that use select(2).
+    let most = wanted.min(hard);
+    if soft < most && setrlimit(Resource::RLIMIT_NOFILE, most, hard).is_ok() {
+        return most;
+    }
+    soft
+}
+
+/// Connections that fit into so many descriptors.
+fn places(limits: &Limits, descriptors: u64) -> usize {
+    let fit = descriptors.saturating_sub(OWN_DESCRIPTORS) / DESCRIPTORS_A_CONNECTION;
+    let fit = usize::try_from(fit).unwrap_or(usize::MAX).max(1);
+    if fit < limits.connections {
+        tracing::warn!(
+            descriptors,
+            connections = fit,
+            configured = limits.connections,
+            sessions = limits.sessions,
+            "limits.connections can't be reached: each takes up to {DESCRIPTORS_A_CONNECTION} file descriptors, and a session's \
+             media more; raise the hard limit (LimitNOFILE=, ulimit -Hn)"
+        );
+    }
+    fit.min(limits.connections)
 }
 
 fn acceptor(files: &TlsFiles) -> Result<TlsAcceptor, Fault> {
@@ -121,6 +165,8 @@ pub(super) struct Shared {
     pub(super) sessions: Arc<dyn Sessions>,
     pub(super) drain: watch::Receiver<Drain>,
     pub(super) handshakes: Arc<Semaphore>,
+    /// WHIP requests whose SDP is here; of their own, so that they take nothing from WebSockets.
+    pub(super) whips: Arc<Semaphore>,
     pub(super) upgraded: Arc<Semaphore>,
     /// `auralink-` and 8 random hex digits: this process in a Via header.
     pub(super) pseudonym: String,
@@ -140,12 +186,13 @@ pub(super) async fn serve(
     if getrandom::fill(&mut id).is_err() {
         id = std::process::id().to_be_bytes();
     }
-    let connections = Arc::new(Semaphore::new(
-        bound.limits.connections.min(Semaphore::MAX_PERMITS),
-    ));
+    let connections = Connections::new(&bound.limits, bound.places, REUSE);
     let shared = Arc::new(Shared {
         handshakes: Arc::new(Semaphore::new(
             bound.limits.handshakes.min(Semaphore::MAX_PERMITS),
+        )),
+        whips: Arc::new(Semaphore::new(
+            (bound.limits.handshakes / WHIP_SHARE).clamp(1, Semaphore::MAX_PERMITS),
         )),
         upgraded: Arc::new(Semaphore::new(
             bound.limits.sessions.min(Semaphore::MAX_PERMITS),
@@ -160,22 +207,33 @@ pub(super) async fn serve(
     });
     loop {
         let accepted = async {
-            // Never closed, so this is always a permit.
-            let permit = connections.clone().acquire_owned().await.ok()?;
-            Some((permit, bound.listener.accept().await))
+            let (tcp, peer) = bound.listener.accept().await?;
+            loop {
+                match connections.admit(peer.ip()) {
+                    Ok(seat) => return Ok(Some((tcp, peer, seat))),
+                    Err(NoPlace::Address) => return Ok(None),
+                    // More wait in the kernel's accept queue.
+                    Err(NoPlace::All) => connections.freed().await,
+                }
+            }
         };
-        let (permit, accepted) = tokio::select! {
-            Some(accepted) = accepted => accepted,
+        let accepted: io::Result<_> = tokio::select! {
+            accepted = accepted => accepted,
             () = leaving(&mut drain) => break,
         };
-        let (tcp, peer) = match accepted {
-            Ok(accepted) => accepted,
+        let (tcp, peer, seat) = match accepted {
+            Ok(Some(accepted)) => accepted,
+            Ok(None) => {
+                metrics::counter!(HTTP_EVICTED, "why" => "refused").increment(1);
+                continue;
+            }
             Err(e) => {
-                Fault::internal(What::Lost, "a client's connection can't be accepted")
-                    .because(format!(
-                        "{e}; if it is about files, raise the limit (ulimit -n)"
-                    ))
-                    .report("", "");
+                let fault = match out_of_descriptors(&e) {
+                    Some(fault) => fault,
+                    // The client went before it was accepted (ECONNABORTED), or its network did.
+                    None => Fault::client(What::Lost, "a client's connection can't be accepted"),
+                };
+                fault.because(e).report("", "");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
@@ -183,17 +241,11 @@ pub(super) async fn serve(
         tune(&tcp);
         let (shared, alive, tls) = (shared.clone(), alive.clone(), bound.tls.clone());
         tokio::spawn(async move {
-            let held = Held::new(permit, alive, metrics::gauge!(HTTP_CONNECTIONS));
+            let held = Held::new(seat.clone(), alive, metrics::gauge!(HTTP_CONNECTIONS));
             match tls {
-                None => connection(tcp, peer, shared, held).await,
-                Some(tls) => match timeout(shared.limits.header_timeout, tls.accept(tcp)).await {
-                    Ok(Ok(stream)) => connection(stream, peer, shared, held).await,
-                    Ok(Err(e)) => Fault::client(What::Malformed, "the TLS handshake failed")
-                        .because(e)
-                        .report("", ""),
-                    Err(_) => Fault::client(What::Timeout, "the TLS handshake took too long")
-                        .report("", ""),
-                },
+                None => connection(tcp, peer, seat, shared, held).await,
+                // On the heap: plain connections must not carry the room for it.
+                Some(tls) => Box::pin(secured(tls, tcp, peer, seat, shared, held)).await,
             }
         });
     }
@@ -201,50 +253,118 @@ pub(super) async fn serve(
     while ended.recv().await.is_some() {}
 }
 
-/// What a task that serves somebody holds for as long as it does: a permit, a sign of life, and one in a gauge.
-pub(super) struct Held {
-    _permit: OwnedSemaphorePermit,
+/// Serves a connection over TLS.
+async fn secured(
+    tls: TlsAcceptor,
+    tcp: TcpStream,
+    peer: SocketAddr,
+    seat: Arc<Seat>,
+    shared: Arc<Shared>,
+    held: Held<Arc<Seat>>,
+) {
+    let accepted = tokio::select! {
+        accepted = tls.accept(tcp) => accepted,
+        _ = seat.due() => {
+            Fault::client(What::Timeout, "the TLS handshake took too long").report("", "");
+            return;
+        }
+    };
+    match accepted {
+        Ok(stream) => {
+            seat.secured();
+            connection(stream, peer, seat, shared, held).await;
+        }
+        Err(e) => Fault::client(What::Malformed, "the TLS handshake failed")
+            .because(e)
+            .report("", ""),
+    }
+}
+
+/// What a task that serves somebody holds for as long as it does: a place, a sign of life, and one in a gauge.
+pub(super) struct Held<P> {
+    _place: P,
     _alive: mpsc::Sender<Infallible>,
     gauge: metrics::Gauge,
 }
 
-impl Held {
-    pub(super) fn new(
-        permit: OwnedSemaphorePermit,
-        alive: mpsc::Sender<Infallible>,
-        gauge: metrics::Gauge,
-    ) -> Held {
+impl<P> Held<P> {
+    pub(super) fn new(place: P, alive: mpsc::Sender<Infallible>, gauge: metrics::Gauge) -> Self {
         gauge.increment(1.0);
         Held {
-            _permit: permit,
+            _place: place,
             _alive: alive,
             gauge,
         }
     }
 }
 
-impl Drop for Held {
+impl<P> Drop for Held<P> {
     fn drop(&mut self) {
         self.gauge.decrement(1.0);
     }
 }
 
 /// Serves one connection of a client's until it ends or is upgraded.
-async fn connection<S>(stream: S, peer: SocketAddr, shared: Arc<Shared>, held: Held)
-where
+async fn connection<S>(
+    stream: S,
+    peer: SocketAddr,
+    seat: Arc<Seat>,
+    shared: Arc<Shared>,
+    held: Held<Arc<Seat>>,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let limits = &shared.limits;
-    let head = limits.max_header_bytes + limits.max_query_bytes + REQUEST_LINE;
-    let client = Arc::new(Client::new(peer, held));
+    let mut stream = Watched::new(stream, seat.clone());
+    // Nothing is in memory for somebody who says nothing.
+    let mut drain = shared.drain.clone();
+    let wakes = tokio::select! {
+        wakes = stream.wakes(head_limit(&shared.limits)) => wakes,
+        _ = seat.due() => false,
+        () = leaving(&mut drain) => false,
+    };
+    if wakes {
+        Box::pin(requests(stream, peer, seat, shared, held)).await;
+    }
+}
+
+/// The longest head of a request.
+fn head_limit(limits: &Limits) -> usize {
+    limits.max_header_bytes + limits.max_query_bytes + REQUEST_LINE
+}
+
+/// Serves a connection on which the first request begins.
+async fn requests<S>(
+    stream: Watched<S>,
+    peer: SocketAddr,
+    seat: Arc<Seat>,
+    shared: Arc<Shared>,
+    held: Held<Arc<Seat>>,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let head = head_limit(&shared.limits);
+    let client = Arc::new(Client::new(peer, seat.clone(), held));
     let service = service_fn(|request| {
         let (shared, client) = (shared.clone(), client.clone());
-        async move { Ok::<_, Infallible>(answer(request, &client, &shared).await) }
+        // At once, before anything more is read.
+        let asked = Asked::of(&request);
+        let large = client.seat.working(asked.kind == Kind::Plain);
+        async move {
+            // On the heap, and so only while there is a request.
+            let mut answer = Box::pin(answer(request, asked, &client, &shared)).await;
+            if large && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+                // hyper would keep the large buffer for as long as the connection rests.
+                let close = HeaderValue::from_static("close");
+                answer.headers_mut().insert(header::CONNECTION, close);
+            }
+            Ok::<_, Infallible>(answer.map(|body| Answer::new(body, client.seat.clone())))
+        }
     });
     let mut builder = server::Builder::new();
     builder
         .timer(TokioTimer::new())
-        .header_read_timeout(limits.header_timeout)
+        // The seat's deadlines tell a request that doesn't end from a connection that rests.
+        .header_read_timeout(None)
         .max_buf_size(head.max(MIN_BUFFER))
         .max_header_size(head)
         .preserve_header_case(true)
@@ -254,13 +374,23 @@ where
         .with_upgrades();
     tokio::pin!(connection);
     let mut drain = shared.drain.clone();
-    let result = tokio::select! {
-        result = &mut connection => result,
-        () = leaving(&mut drain) => {
-            connection.as_mut().graceful_shutdown();
-            match timeout(LEAVE_WAIT, connection).await {
-                Ok(result) => result,
-                Err(_) => return,
+    let result = loop {
+        tokio::select! {
+            result = &mut connection => break result,
+            due = seat.due() => match due {
+                Due::Rest => client.forget_upstream(),
+                Due::Over => {
+                    Fault::client(What::Timeout, "a client took too long, or another one needed its place")
+                        .report("", "");
+                    return;
+                }
+            },
+            () = leaving(&mut drain) => {
+                connection.as_mut().graceful_shutdown();
+                match timeout(LEAVE_WAIT, connection).await {
+                    Ok(result) => break result,
+                    Err(_) => return,
+                }
             }
         }
     };
@@ -278,16 +408,37 @@ where
     }
 }
 
+/// What a request is for.
+struct Asked {
+    place: Result<Place, Refused>,
+    kind: Kind,
+}
+
+impl Asked {
+    fn of(request: &Request<Incoming>) -> Asked {
+        let place = path::read(request.method(), request.uri().path());
+        let kind = Kind::of(request, place.as_ref().ok());
+        Asked { place, kind }
+    }
+}
+
 /// Answers one request, whatever happens.
 async fn answer(
     request: Request<Incoming>,
+    Asked { place, kind }: Asked,
     client: &Client,
     shared: &Arc<Shared>,
 ) -> Response<Body> {
-    let kind = Kind::of(&request);
     let path = request.uri().path().to_owned();
     let started = Instant::now();
-    let response = match pass(request, kind, client, shared).await {
+    let passed = match place {
+        Ok(place) => pass(request, kind, place, client, shared).await,
+        Err(refused) => {
+            let fault = Fault::client(What::Malformed, refused.detail());
+            Err((fault, String::new()))
+        }
+    };
+    let response = match passed {
         Ok(response) => response,
         Err((fault, session)) => {
             fault.report(&path, &session);

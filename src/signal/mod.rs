@@ -1,16 +1,20 @@
 //! Signalling: the HTTP/1.1 and WebSocket listener in front of LiveKit.
 //!
 //! Every request goes to the upstream and its answer comes back as it was, streamed both ways. On the two session paths (`/rtc`,
-//! `/rtc/v1`) WebSocket messages pass one by one through a [`SignalSession`], which may change them; any other upgrade is spliced
-//! as opaque bytes. A WHIP client's SDP, which travels in plain requests, passes through [`Sessions::whip`]. LiveKit's answer
+//! `/rtc/v1`, under any prefix) WebSocket messages pass one by one through a [`SignalSession`], which may change them; the
+//! WebSockets of workers (`/agent`) are spliced as opaque bytes, and no other is served ([`path`]). A WHIP client's SDP, which travels in plain requests, passes through [`Sessions::whip`]. LiveKit's answer
 //! decides whether a session exists: nothing but a 101, or WHIP's 201, makes one.
 //!
 //! Pings, pongs and close frames are never answered here: they pass to the other side, whose answer comes back. So a dead client
 //! looks dead to the server, and the other way round, exactly as without a sidecar.
 
+mod connections;
 mod forward;
 mod frame;
+#[doc(hidden)]
+pub mod fuzz;
 mod http;
+pub mod path;
 #[cfg(test)]
 mod tests;
 mod upstream;
@@ -61,9 +65,12 @@ pub struct Limits {
     pub max_query_bytes: usize,
     /// One WebSocket message of a session, fragments put together, in bytes. Over it: close 1009. Default 1 MiB.
     pub max_frame_bytes: usize,
-    /// For a request's header section to arrive, and for the TLS handshake before it; also how long a kept-alive connection may
-    /// be quiet. Default 10 s.
+    /// For the TLS handshake, for a request's header section to arrive from its first byte on, and between two parts of its body.
+    /// Default 10 s.
     pub header_timeout: Duration,
+    /// How long a connection may rest between two requests. Default 75 s: over the 60 s after which load balancers end an idle
+    /// connection of theirs (AWS, Google and nginx), so that it is not this side that ends one in the moment in which it is used.
+    pub keep_alive_timeout: Duration,
     /// For a connection to the upstream, TLS included. Over it: 504. Default 5 s.
     pub dial_timeout: Duration,
     /// For the upstream's answer to begin. Over it: 504. Generous, because Twirp calls that dial a phone wait for it to be
@@ -75,8 +82,12 @@ pub struct Limits {
     pub handshakes: usize,
     /// Upgraded connections at one time. Over it: 503 with Retry-After. Default 10,000.
     pub sessions: usize,
-    /// TCP connections at one time, upgraded ones included; more wait in the kernel's accept queue. Default 20,000.
+    /// TCP connections at one time, upgraded ones included. Where all are taken, the one whose client has kept us waiting longest
+    /// goes; where nobody keeps us waiting, more wait in the kernel's accept queue. Default 20,000.
     pub connections: usize,
+    /// Of these, those of one address (IPv6: of one /64) that are no sessions; 0: no bound, for a sidecar that sees all clients
+    /// under the address of a load balancer. With it, an address has half of [`Limits::handshakes`] at most. Default 512.
+    pub connections_per_address: usize,
 }
 
 impl Limits {
@@ -91,12 +102,14 @@ impl Default for Limits {
             max_query_bytes: Limits::QUERY_CEILING,
             max_frame_bytes: 1 << 20,
             header_timeout: Duration::from_secs(10),
+            keep_alive_timeout: Duration::from_secs(75),
             dial_timeout: Duration::from_secs(5),
             answer_timeout: Duration::from_secs(120),
             idle_timeout: Duration::from_secs(120),
             handshakes: 256,
             sessions: 10_000,
             connections: 20_000,
+            connections_per_address: 512,
         }
     }
 }
@@ -303,6 +316,8 @@ pub async fn serve(bound: Bound, sessions: Arc<dyn Sessions>, drain: watch::Rece
 pub const HTTP_REQUESTS: &str = "auralink_http_requests_total";
 /// Gauge: open TCP connections of clients, upgraded ones included.
 pub const HTTP_CONNECTIONS: &str = "auralink_http_connections";
+/// Counter: connections that had to go for others, or found no place. Label `why` (full, address, memory, refused).
+pub const HTTP_EVICTED: &str = "auralink_http_evicted_total";
 /// Gauge: open upgraded connections. Label `kind` (session, opaque).
 pub const WS_OPEN: &str = "auralink_ws_open";
 /// Counter: messages of sessions. Labels `from` (client, upstream) and `verdict` (keep, drop, replace).

@@ -2,15 +2,19 @@
 
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use hyper::Uri;
 use hyper::header::HeaderValue;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, lookup_host};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls;
@@ -163,16 +167,19 @@ impl Dialer {
 
     /// A new connection, ready for HTTP/1.1.
     pub(super) async fn dial(&self, limits: &Limits) -> Result<Conn, Fault> {
-        match tokio::time::timeout(limits.dial_timeout, self.connect()).await {
+        match timeout(limits.dial_timeout, self.connect()).await {
             Ok(Ok(conn)) => Ok(conn),
-            Ok(Err(e)) => Err(Fault::upstream(
-                What::Unreachable,
-                "the media server can't be reached; if this lasts, its operator has to look",
-            )
-            .because(format!(
-                "connecting to {}: {e}; is LiveKit running, and is `upstream` right?",
-                self.upstream
-            ))),
+            Ok(Err(e)) => Err(match out_of_descriptors(&e) {
+                Some(fault) => fault.because(e),
+                None => Fault::upstream(
+                    What::Unreachable,
+                    "the media server can't be reached; if this lasts, its operator has to look",
+                )
+                .because(format!(
+                    "connecting to {}: {e}; is LiveKit running, and is `upstream` right?",
+                    self.upstream
+                )),
+            }),
             Err(_) => Err(Fault::upstream(
                 What::Timeout,
                 "the media server did not take the connection in time",
@@ -185,7 +192,8 @@ impl Dialer {
     }
 
     async fn connect(&self) -> io::Result<Conn> {
-        let tcp = TcpStream::connect((self.upstream.host.as_str(), self.upstream.port)).await?;
+        let host = (self.upstream.host.as_str(), self.upstream.port);
+        let tcp = first_to_answer(lookup_host(host).await?.collect()).await?;
         tune(&tcp);
         Ok(match &self.tls {
             None => Conn::Plain(tcp),
@@ -196,9 +204,80 @@ impl Dialer {
     }
 }
 
+/// Between the beginnings of two attempts: "Connection Attempt Delay" of RFC 8305 section 5.
+const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+
+/// The first connection that comes about to one of a host's addresses (RFC 8305): they are tried in turn, IPv6 and IPv4
+/// alternating, each a moment after the one before it or as soon as that has failed.
+async fn first_to_answer(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
+    let mut waiting = alternating(addresses).into_iter();
+    let mut attempts = JoinSet::new();
+    let mut failed = None;
+    loop {
+        if let Some(address) = waiting.next() {
+            attempts.spawn(TcpStream::connect(address));
+        } else if attempts.is_empty() {
+            let none = || io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+            return Err(failed.unwrap_or_else(none));
+        }
+        let ended = async {
+            if waiting.len() == 0 {
+                return attempts.join_next().await;
+            }
+            timeout(ATTEMPT_DELAY, attempts.join_next())
+                .await
+                .unwrap_or(None)
+        };
+        match ended.await {
+            // The others end with the set.
+            Some(Ok(Ok(tcp))) => return Ok(tcp),
+            Some(Ok(Err(e))) => {
+                // Of several reasons the first is that of the address that the system prefers, but ours go before all.
+                if failed.is_none() || out_of_descriptors(&e).is_some() {
+                    failed = Some(e);
+                }
+            }
+            Some(Err(_)) | None => {}
+        }
+    }
+}
+
+/// The families in turn, the first one's first; in each the system's order stays (RFC 6724).
+fn alternating(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let first = addresses.first().is_some_and(SocketAddr::is_ipv6);
+    let (a, b): (Vec<_>, Vec<_>) = addresses.into_iter().partition(|at| at.is_ipv6() == first);
+    let (mut a, mut b) = (a.into_iter(), b.into_iter());
+    let mut all = Vec::new();
+    loop {
+        let before = all.len();
+        all.extend(a.next());
+        all.extend(b.next());
+        if all.len() == before {
+            return all;
+        }
+    }
+}
+
+/// The fault where an error says that this process or this system has nothing left to make a connection of.
+pub(super) fn out_of_descriptors(error: &io::Error) -> Option<Fault> {
+    use nix::errno::Errno;
+    let detail = match Errno::from_raw(error.raw_os_error()?) {
+        Errno::EMFILE | Errno::ENFILE => {
+            "the sidecar has no file descriptors left; try again, its operator has to raise the limit (LimitNOFILE=, ulimit -n)"
+        }
+        Errno::ENOBUFS | Errno::ENOMEM => "the sidecar's system has no memory left for connections",
+        // All local ports towards the upstream are in use.
+        Errno::EADDRNOTAVAIL => {
+            "the sidecar's system has no local ports left towards the media server"
+        }
+        _ => return None,
+    };
+    Some(Fault::internal(What::Descriptors, detail))
+}
+
 /// Signal messages are small and wait for nobody (no Nagle); a peer whose host vanished is noticed (keepalive).
 pub(super) fn tune(tcp: &TcpStream) {
-    const QUIET: std::time::Duration = std::time::Duration::from_secs(30);
+    const QUIET: Duration = Duration::from_secs(30);
     // Neither is worth ending a connection for.
     let _ = tcp.set_nodelay(true);
     let keepalive = socket2::TcpKeepalive::new()
@@ -339,6 +418,59 @@ mod tests {
             (u.host(), u.port(), u.to_string().as_str()),
             ("::1", 80, "http://[::1]")
         );
+    }
+
+    #[test]
+    fn families_take_turns() {
+        let at = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let [a, b, c, d] = [
+            at("[2001:db8::1]:1"),
+            at("[2001:db8::2]:1"),
+            at("192.0.2.1:1"),
+            at("[2001:db8::3]:1"),
+        ];
+        assert_eq!(alternating(vec![a, b, c, d]), [a, c, b, d]);
+        assert_eq!(alternating(vec![c, a]), [c, a]);
+        assert!(alternating(vec![]).is_empty());
+    }
+
+    /// Nothing comes back from TEST-NET-1 (RFC 5737): the listener whose queue is full stands for it, as it is on this host.
+    #[tokio::test]
+    async fn an_address_that_does_not_answer_holds_up_no_other() {
+        let silent =
+            socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        silent
+            .bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into())
+            .unwrap();
+        silent.listen(0).unwrap();
+        let silent_at = silent.local_addr().unwrap().as_socket().unwrap();
+        let _full: Vec<_> = (0..3)
+            .map(|_| std::net::TcpStream::connect_timeout(&silent_at, Duration::from_millis(100)))
+            .collect();
+        let good = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let good_at = good.local_addr().unwrap();
+        let closed: SocketAddr = "127.0.0.1:9".parse().unwrap();
+        let found = timeout(
+            Duration::from_secs(20),
+            first_to_answer(vec![silent_at, closed, good_at]),
+        );
+        assert_eq!(found.await.unwrap().unwrap().peer_addr().unwrap(), good_at);
+        let refused = first_to_answer(vec![closed]).await.unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        assert!(first_to_answer(vec![]).await.is_err());
+    }
+
+    #[test]
+    fn running_out_is_our_own_fault() {
+        for errno in [24, 23, 105, 12, 99] {
+            let fault = out_of_descriptors(&io::Error::from_raw_os_error(errno)).unwrap();
+            assert_eq!(
+                (fault.side.as_str(), fault.status().as_u16()),
+                ("internal", 503)
+            );
+        }
+        assert!(out_of_descriptors(&io::Error::from_raw_os_error(111)).is_none());
+        assert!(out_of_descriptors(&io::ErrorKind::NotFound.into()).is_none());
     }
 
     #[test]

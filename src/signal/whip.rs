@@ -2,15 +2,19 @@
 //! read whole and shown to [`Sessions::whip`]; all else of request and answer passes as it does for any other.
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Either, Full, LengthLimitError, Limited};
+use http_body_util::{BodyExt, Either, Full};
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderValue};
 use hyper::{Method, Request, Response};
 use std::sync::Arc;
 use tokio::time::timeout;
 
-use super::forward::{Client, Kind, check, exchange, permits, rewrite, strip_hop_by_hop};
+use super::connections::{Seat, Upload};
+use super::forward::{
+    Client, Kind, check, exchange, handshake, permits, rewrite, strip_hop_by_hop,
+};
 use super::http::{Body, Shared};
+use super::path::Place;
 use super::{Opening, WhipAnswer, WhipMessage};
 use crate::fault::{Fault, Side, What};
 
@@ -29,14 +33,12 @@ pub(super) enum Route {
 }
 
 impl Route {
-    /// By method and path, in any spelling that a lenient router might take for it: media must not get past the sidecar by that.
-    pub(super) fn of(method: &Method, path: &[Vec<u8>]) -> Option<Self> {
-        let parts: Vec<&[u8]> = path.iter().map(Vec::as_slice).collect();
-        let id = |id: &[u8]| String::from_utf8_lossy(id).into_owned();
-        match (method, parts.as_slice()) {
-            (&Method::POST, [b"whip", b"v1"]) => Some(Self::Create),
-            (&Method::PATCH, [b"whip", b"v1", resource]) => Some(Self::Patch(id(resource))),
-            (&Method::DELETE, [b"whip", b"v1", resource]) => Some(Self::Delete(id(resource))),
+    /// By method and place.
+    pub(super) fn of(method: &Method, place: &Place) -> Option<Self> {
+        match (method, place) {
+            (&Method::POST, Place::Whip) => Some(Self::Create),
+            (&Method::PATCH, Place::WhipSession(id)) => Some(Self::Patch(id.clone())),
+            (&Method::DELETE, Place::WhipSession(id)) => Some(Self::Delete(id.clone())),
             _ => None,
         }
     }
@@ -51,22 +53,27 @@ pub(super) async fn pass(
 ) -> Result<Response<Body>, (Fault, String)> {
     let none = |fault| (fault, String::new());
     check(&request, shared).map_err(none)?;
-    // A session takes a place as one over a WebSocket does, and keeps it until its media ends.
-    let (_handshake, place) = match route {
-        Route::Create => {
-            let (handshake, place) = permits(shared).map_err(none)?;
-            (Some(handshake), Some(place))
-        }
-        Route::Patch(_) | Route::Delete(_) => (None, None),
-    };
     let (parts, incoming) = request.into_parts();
-    let reading = timeout(shared.limits.header_timeout, read(incoming));
+    let reading = read(incoming, Some(&client.seat));
+    let reading = timeout(shared.limits.header_timeout, reading);
     let text = match reading.await {
         Ok(text) => text.map_err(|unread| none(unread.fault(true)))?,
         Err(_) => {
             let fault = Fault::client(What::Timeout, "the SDP took too long to arrive");
             return Err(none(fault));
         }
+    };
+    // Only now that nothing of the client is waited for. A session takes a place as one over a WebSocket does, and keeps it until
+    // its media ends.
+    let (_handshake, place) = match route {
+        Route::Create => {
+            let (handshake, place) = permits(shared, &shared.whips, client).map_err(none)?;
+            (handshake, Some(place))
+        }
+        Route::Patch(_) | Route::Delete(_) => (
+            handshake(shared, &shared.whips, client).map_err(none)?,
+            None,
+        ),
     };
     let text_field = |name: &header::HeaderName| parts.headers.get(name)?.to_str().ok();
     let restart = text_field(&header::IF_MATCH).is_some_and(|tag| tag.trim() == "*");
@@ -96,16 +103,15 @@ pub(super) async fn pass(
     request.headers_mut().remove(header::EXPECT);
     let body = whip.body.unwrap_or(text);
     set_length(request.headers_mut(), body.len());
-    let request = request.map(|()| Either::Right(Full::new(Bytes::from(body))));
-    let mut response = exchange(request, shared, &client.kept)
-        .await
-        .map_err(named)?;
+    let body = Either::Right(Full::new(Bytes::from(body)));
+    let request = request.map(|()| Upload::new(body, None));
+    let mut response = exchange(request, shared, client).await.map_err(named)?;
     strip_hop_by_hop(response.headers_mut());
     if !response.status().is_success() {
         return Ok(response.map(Either::Left));
     }
     let (mut parts, incoming) = response.into_parts();
-    let reading = timeout(shared.limits.answer_timeout, read(incoming));
+    let reading = timeout(shared.limits.answer_timeout, read(incoming, None));
     let answer = match reading.await {
         Ok(text) => text.map_err(|unread| named(unread.fault(false)))?,
         Err(_) => {
@@ -165,18 +171,28 @@ impl Unread {
     }
 }
 
-/// All of a body.
-async fn read(body: Incoming) -> Result<String, Unread> {
-    let bytes = Limited::new(body, MAX_BODY)
-        .collect()
-        .await
-        .map_err(|error| {
-            if error.is::<LengthLimitError>() {
-                Unread::TooLong
-            } else {
-                Unread::Lost(error.to_string())
-            }
-        })?
-        .to_bytes();
-    String::from_utf8(bytes.into()).map_err(|_| Unread::NotUtf8)
+/// All of a body, copied together: a piece of it keeps the whole buffer that it came in, so that a body in single bytes would hold
+/// thousands of times its length.
+async fn read(mut body: Incoming, seat: Option<&Arc<Seat>>) -> Result<String, Unread> {
+    if let Some(seat) = seat {
+        seat.collects();
+    }
+    let mut text = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| Unread::Lost(error.to_string()))?;
+        let Some(data) = frame.data_ref() else {
+            continue;
+        };
+        if text.len() + data.len() > MAX_BODY {
+            return Err(Unread::TooLong);
+        }
+        text.extend_from_slice(data);
+        if let Some(seat) = seat {
+            seat.hold_more(data.len());
+        }
+    }
+    if let Some(seat) = seat {
+        seat.collected();
+    }
+    String::from_utf8(text).map_err(|_| Unread::NotUtf8)
 }

@@ -119,6 +119,14 @@ fn every_mistake_is_named_with_its_place_and_what_is_allowed() {
             "1:28 limits.max_query_bytes: \"256KiB\" is out of range; bytes like 64KiB or 1MiB from 8KiB to 65000 is allowed",
         ),
         (
+            "limits: { sessions: 200000 }",
+            "1:21 limits.sessions: 200000 sessions can't be reached over 20000 connections: each takes one; raise limits.connections or lower limits.sessions",
+        ),
+        (
+            "limits: { connections: 100 }",
+            "1:24 limits.connections: 10000 sessions can't be reached over 100 connections: each takes one; raise limits.connections or lower limits.sessions",
+        ),
+        (
             "media: { workers: 0 }",
             "1:19 media.workers: 0 is out of range; a whole number from 1 to 64 is allowed",
         ),

@@ -283,3 +283,75 @@ async fn a_server_that_dies_looks_the_same_through_the_sidecar() {
     };
     assert_eq!(answer.status(), 502);
 }
+
+/// Whatever spelling the real server takes for a session's path: through the sidecar it is one that is edited, or none.
+#[tokio::test]
+async fn no_spelling_that_the_server_takes_is_unedited() {
+    let livekit = LiveKit::start().await;
+    let sidecar = Sidecar::start(&format!("http://{}", livekit.at()), |_| {}).await;
+    let good = join_token("alice");
+    let status = async |at: SocketAddr, target: &str| -> u16 {
+        let request = format!(
+            "GET {target} HTTP/1.1\r\nHost: s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        );
+        let mut tcp = TcpStream::connect(at).await.unwrap();
+        tcp.write_all(request.as_bytes()).await.unwrap();
+        let head = head(&mut tcp).await;
+        head.split(' ').nth(1).unwrap().parse().unwrap()
+    };
+    let mut taken = 0;
+    for path in [
+        "/rtc",
+        "//rtc",
+        "///rtc",
+        "/rtc/",
+        "/rtc//",
+        "/./rtc",
+        "/rtc/.",
+        "/x/../rtc",
+        "/%72tc",
+        "/%52tc",
+        "/RTC",
+        "/rtc%20",
+        "/rtc%00",
+        "/%2frtc",
+        "/%2Frtc",
+        "//%72tc",
+        "/rtc%2f",
+        "/rtc;x",
+        "/rtc;x=y",
+        "/%2e/rtc",
+        "/x/%2e%2e/rtc",
+        "\\rtc",
+        "/\\rtc",
+        "/%5crtc",
+        "/rtc#x",
+        "/rtc%23",
+        "/%2572tc",
+        "/rtc/v1",
+        "//rtc/v1",
+        "/rtc//v1",
+        "/rtc/v1/",
+        "/rtc%2fv1",
+        "/%72%74%63",
+        "http://x/rtc",
+        "http://x//rtc",
+        "ws://x/rtc",
+        "http://x:1/%72tc",
+        "//x/rtc",
+        "/agent/../rtc",
+        "/agent/..%2frtc",
+        "/rtc/agent",
+        "/livekit/sfu/rtc",
+    ] {
+        let target = format!("{path}?access_token={good}&protocol=16");
+        let direct = status(livekit.at(), &target).await;
+        let before = sidecar.told.count("open");
+        let through = status(sidecar.at, &target).await;
+        taken += usize::from(direct == 101);
+        let edited = sidecar.told.count("open") > before;
+        assert!(through != 101 || edited, "{path}: {direct} and {through}");
+    }
+    assert!(taken >= 4, "{taken} spellings are the server's");
+}

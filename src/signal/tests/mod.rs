@@ -2,11 +2,15 @@
 //! The WebSocket client is tungstenite, which shares no code with the pump.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod frames;
 mod limits;
 mod livekit;
+mod oddities;
 mod origin;
 mod pass;
+mod paths;
 mod session;
+mod strangers;
 mod tls;
 mod whip;
 

@@ -57,7 +57,7 @@ async fn another_spelling_of_the_path_is_no_way_around() {
     for target in [
         "/%77hip/v1",
         "/whip//v1/",
-        "/x/../whip/v1",
+        "/livekit/sfu/whip/v1",
         "/whip%2Fv1?bad",
     ] {
         sidecar.raw(&post(target, "offer")).await;

@@ -1,0 +1,37 @@
+//! WebSocket frames of strangers: what is read depends on the bytes and not on where they were cut, memory on what came and not on
+//! what a header claims, and what is read can be written and read again.
+#![no_main]
+
+use auralink::signal::fuzz::{frames, written};
+use libfuzzer_sys::fuzz_target;
+
+/// Longest message, bytes.
+const MOST: usize = 4096;
+
+fuzz_target!(|data: &[u8]| {
+    let [from_client, cuts, rest @ ..] = data else {
+        return;
+    };
+    let from_client = from_client & 1 == 1;
+    let (cuts, bytes) = rest.split_at(usize::from(*cuts).min(rest.len()));
+    let pieces: Vec<usize> = cuts.iter().map(|n| usize::from(*n)).collect();
+    let whole = frames(bytes, &[], from_client, MOST);
+    let cut = frames(bytes, &pieces, from_client, MOST);
+    assert_eq!((&whole.messages, &whole.end), (&cut.messages, &cut.end));
+    let single = frames(bytes, &vec![1; bytes.len()], from_client, MOST);
+    assert_eq!(
+        (&whole.messages, &whole.end),
+        (&single.messages, &single.end)
+    );
+    // Two buffers that double, and what is read at least at a time.
+    assert!(
+        single.memory <= 4 * bytes.len() + (16 << 10),
+        "{}",
+        single.memory
+    );
+    let sizes = |n: &(u8, Vec<u8>)| n.1.len() <= if n.0 >= 8 { 125 } else { MOST };
+    assert!(whole.messages.iter().all(sizes));
+    let mask = from_client.then_some([1, 2, 3, 4]);
+    let again = frames(&written(&whole.messages, mask), &pieces, from_client, MOST);
+    assert_eq!((again.messages, again.end.as_str()), (whole.messages, ""));
+});
