@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use crate::shown::Shown;
 use hyper::StatusCode;
 
 /// Counter: faults. Labels `side` and `what`.
@@ -208,7 +209,7 @@ impl Fault {
         let (what, cause) = (self.what.as_str(), self.cause.as_deref().unwrap_or(""));
         // Never the whole of what a stranger may have made long; Debug escapes control characters.
         let path = path.get(..path.floor_char_boundary(96)).unwrap_or("");
-        let detail = &*self.detail;
+        let detail = Shown(&self.detail);
         match (self.side, self.what) {
             (Side::Client, _) | (_, What::Busy | What::Draining) => {
                 tracing::debug!(
