@@ -2,6 +2,7 @@
 //! randomness are passed in; nothing here opens a socket, reads a clock or spawns a task.
 
 pub mod aic;
+pub mod asked;
 pub mod coding;
 pub mod description;
 pub mod dtls;
@@ -12,6 +13,7 @@ pub mod ladder;
 pub mod leg;
 pub mod packet;
 pub mod policy;
+pub mod query;
 pub mod red;
 pub mod relay;
 pub mod sdp;

@@ -24,3 +24,4 @@ mod ice;
 mod media;
 mod recode;
 mod session;
+mod strangers;
