@@ -58,12 +58,20 @@ pub(super) struct Opening<'a> {
 /// Most m-sections of an offer to join with; the stock clients' have up to 8. Later ones may have as many as [`crate::sdp::MAX_MEDIA`].
 const MAX_FIRST_MEDIA: usize = 64;
 
+/// Most lines of such an offer; the stock clients' longest have some 600.
+const MAX_FIRST_LINES: usize = 8192;
+
 /// Refuses what would be much work for somebody whom LiveKit doesn't know yet.
 ///
 /// # Errors
 /// When a first offer is longer than a `join_request` may be, or has too many m-sections.
 pub(super) fn check_first(sdp: &str) -> Result<(), String> {
     let is_media = |line: &&str| line.starts_with("m=");
+    if sdp.split('\n').nth(MAX_FIRST_LINES).is_some() {
+        return Err(format!(
+            "an offer to join with has more than {MAX_FIRST_LINES} lines"
+        ));
+    }
     if sdp.len() > MAX_JOIN_REQUEST {
         return Err(format!(
             "an offer to join with is longer than {MAX_JOIN_REQUEST} bytes"
