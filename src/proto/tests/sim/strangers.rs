@@ -114,7 +114,7 @@ fn a_stranger_pays_for_work_by_the_byte() {
     let fat = |n: usize| {
         bytes(
             5,
-            &[bytes(1, &[b'a' + n as u8]), vec![0x98, 6, 1].repeat(330)].concat(),
+            &[bytes(1, &[b'a' + n as u8]), [0x98, 6, 1].repeat(330)].concat(),
         )
     };
     let v0 = "v=0\r\n";
@@ -183,14 +183,14 @@ fn a_stranger_pays_for_work_by_the_byte() {
             ]
             .concat(),
         ),
-        ("fields", vec![0x98, 6, 1].repeat(MAX_JOIN_REQUEST / 3 - 10)),
+        ("fields", [0x98, 6, 1].repeat(MAX_JOIN_REQUEST / 3 - 10)),
         (
             "fields of the client",
-            bytes(1, &vec![0x98, 6, 1].repeat(MAX_JOIN_REQUEST / 3 - 10)),
+            bytes(1, &[0x98, 6, 1].repeat(MAX_JOIN_REQUEST / 3 - 10)),
         ),
         (
             "fields of the offer",
-            bytes(6, &vec![0x98, 6, 1].repeat(MAX_JOIN_REQUEST / 3 - 10)),
+            bytes(6, &[0x98, 6, 1].repeat(MAX_JOIN_REQUEST / 3 - 10)),
         ),
         ("zeros", bytes(88, &vec![0; MAX_JOIN_REQUEST - 10])),
         ("a bomb", bytes(88, &vec![0; 64 * MAX_JOIN_REQUEST])),
