@@ -209,7 +209,7 @@ impl Fault {
         let (what, cause) = (self.what.as_str(), self.cause.as_deref().unwrap_or(""));
         // Never the whole of what a stranger may have made long; Debug escapes control characters.
         let path = path.get(..path.floor_char_boundary(96)).unwrap_or("");
-        let detail = Shown(&self.detail);
+        let (detail, cause) = (Shown(&self.detail), Shown(cause));
         match (self.side, self.what) {
             (Side::Client, _) | (_, What::Busy | What::Draining) => {
                 tracing::debug!(
@@ -217,15 +217,15 @@ impl Fault {
                     what,
                     ?path,
                     session,
-                    cause,
+                    %cause,
                     "{detail}"
                 );
             }
             (Side::Upstream, _) => {
-                tracing::warn!(side = "upstream", what, ?path, session, cause, "{detail}")
+                tracing::warn!(side = "upstream", what, ?path, session, %cause, "{detail}")
             }
             (Side::Internal, _) => {
-                tracing::error!(side = "internal", what, ?path, session, cause, "{detail}")
+                tracing::error!(side = "internal", what, ?path, session, %cause, "{detail}")
             }
         }
     }

@@ -74,7 +74,7 @@ mod tests {
                     tracing::info!(room = %Shown(evil), "session");
                     Fault::upstream(What::Undecodable, evil.to_owned())
                         .because(evil)
-                        .report(evil, evil);
+                        .report(evil, "7");
                 }
             };
             if json {
