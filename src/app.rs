@@ -9,6 +9,7 @@ use crate::audit::Note;
 use crate::config::Live;
 use crate::fault::{Fault, What};
 use crate::media::{self, Media, MediaEvent, SessionId};
+use crate::shown::Shown;
 use auralink_proto::description::Target;
 use auralink_proto::ladder::Rung;
 use auralink_proto::policy::{Mode, Policy};
@@ -17,9 +18,8 @@ use auralink_proto::session::{Env, Session, SessionConfig};
 use auralink_proto::signal as proto;
 use auralink_proto::token;
 pub(crate) use door::Door;
-use door::fault;
 use sha2::Digest;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -59,6 +59,10 @@ struct Inner {
     joined: bool,
     /// The room was told that the participant's speech is coded.
     disclosed: bool,
+    /// The last token that LiveKit accepted allows that.
+    can_update_own_metadata: bool,
+    /// Whose speech is coded on its way to the participant, by target, as the audit log was told.
+    speakers: [BTreeSet<String>; 2],
     sockets: Bound,
     /// A WHIP session, which has no signalling connection, holds its place among the sessions by it.
     whip: Option<tokio::sync::OwnedSemaphorePermit>,
@@ -73,6 +77,18 @@ impl Cell {
     /// The room's name.
     pub(crate) fn room(&self) -> &str {
         &self.claims.room
+    }
+
+    /// Whether it is the session of the participant who has these claims: of the same room and identity, by LiveKit's own words
+    /// where it has said them. By which key they are signed, and what they grant, may change in a session's life.
+    fn is_of(&self, claims: &token::Claims) -> bool {
+        let inner = self.lock();
+        let facts = inner.session.facts();
+        let (room, identity) = match facts.room.is_empty() {
+            true => (&self.claims.room, &self.claims.identity),
+            false => (&facts.room, &facts.identity),
+        };
+        !identity.is_empty() && (room, identity) == (&claims.room, &claims.identity)
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -206,6 +222,14 @@ impl App {
             .then(|| "enhanced".to_owned())
     }
 
+    /// The session that a client who claims so much may resume, should LiveKit grant it.
+    fn resumable(&self, sid: &str, claims: &token::Claims) -> Option<Arc<Cell>> {
+        let cell = self.registry().by_sid.get(sid).cloned()?;
+        // A WHIP session has no signalling.
+        let signals = cell.lock().whip.is_none();
+        (signals && cell.is_of(claims)).then_some(cell)
+    }
+
     fn identity_hash(&self, identity: &str) -> String {
         let mut hash = sha2::Sha256::new();
         hash.update(self.salt);
@@ -251,6 +275,8 @@ impl App {
                 legs_up: Vec::new(),
                 joined: false,
                 disclosed: false,
+                can_update_own_metadata: claims.can_update_own_metadata,
+                speakers: Default::default(),
                 sockets: [Vec::new(), Vec::new()],
                 whip: None,
             }),
@@ -288,6 +314,15 @@ impl App {
         }
         while let Some(description) = inner.session.poll_update() {
             let at = usize::from(description.target == Target::Subscriber);
+            if let Some(audit) = self.audit.get() {
+                let speakers = inner.session.speakers(&description);
+                if inner.speakers[at] != speakers {
+                    inner.speakers[at].clone_from(&speakers);
+                    let all = inner.speakers.iter().flatten().cloned().collect();
+                    // It ends only with the process.
+                    let _ = audit.send(Note::Speakers(cell.id, all));
+                }
+            }
             let sockets = std::mem::take(&mut inner.sockets[at]);
             inner.open_pcs += u32::from(!sockets.is_empty());
             self.media
@@ -378,7 +413,7 @@ impl App {
         }
         tracing::info!(
             session = cell.id,
-            room = %cell.room(),
+            room = %Shown(cell.room()),
             identity = %cell.identity_hash,
             mode = %cell.policy.mode,
             generation = cell.policy.generation,
@@ -439,14 +474,6 @@ impl App {
 
 /// Sockets of server legs that wait for the first description, by target.
 type Bound = [Vec<UdpSocket>; 2];
-
-/// A session as its resume would make it.
-struct Resumed {
-    session: Session,
-    sockets: Bound,
-    /// As it was when the copy was made: a peer connection that has ended since cannot be resumed.
-    ended_pcs: u32,
-}
 
 /// What a session may do while it handles a message.
 struct Binding<'a> {

@@ -14,10 +14,10 @@ use auralink_proto::description::Target;
 use books::{Books, Person, Whose};
 use metrics::counter;
 use serde::Serialize;
-use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -26,11 +26,16 @@ use tokio::sync::{mpsc, watch};
 /// How often is looked: as often as workers publish.
 const EVERY: Duration = Duration::from_secs(1);
 
+/// Who may read and write it: its owner.
+const MODE: u32 = 0o600;
+
 /// Where the log goes.
 #[derive(Debug)]
 pub(crate) struct Audit {
     path: PathBuf,
     file: File,
+    /// Tells this process from those before and after it, whose sessions have the same numbers.
+    run: String,
     failed: bool,
 }
 
@@ -38,6 +43,8 @@ pub(crate) struct Audit {
 pub(crate) enum Note {
     /// LiveKit has accepted a session.
     Began(Arc<Cell>),
+    /// Whose speech is coded from now on, on its way to the participant.
+    Speakers(SessionId, BTreeSet<String>),
     /// It has ended.
     Gone(SessionId),
     /// A peer connection has ended, and this its hop has done: client to server, server to client.
@@ -51,6 +58,8 @@ struct Entry<'a> {
     time: u64,
     /// `begin` or `end`.
     event: &'static str,
+    /// The process; with `session` unique.
+    run: &'a str,
     #[serde(flatten)]
     whose: &'a Whose,
     /// The cheapest rung in use at the beginning.
@@ -69,37 +78,52 @@ impl Audit {
     /// Opens the log to append to it, readable by its owner alone.
     ///
     /// # Errors
-    /// As the system says.
+    /// As the system says; also where it is a symbolic link or no file, or belongs to somebody else.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
-        let file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .mode(0o600)
-            .open(path)?;
+        let mut run = [0; 8];
+        getrandom::fill(&mut run).map_err(io::Error::other)?;
         Ok(Self {
             path: path.to_owned(),
-            file,
+            file: open(path)?,
+            run: run.iter().map(|byte| format!("{byte:02x}")).collect(),
             failed: false,
         })
     }
 
+    /// Goes on in a new file where the old one was moved away or deleted, as logrotate does. Where that fails, nothing is lost: it goes on in the old one.
+    fn follow_rotation(&mut self) {
+        let there = std::fs::symlink_metadata(&self.path).ok();
+        let same = self.file.metadata().is_ok_and(|own| {
+            let own = (own.dev(), own.ino());
+            there.is_some_and(|there| (there.dev(), there.ino()) == own)
+        });
+        if same {
+            return;
+        }
+        match open(&self.path) {
+            Ok(file) => self.file = file,
+            Err(error) => self.fail(&error),
+        }
+    }
+
+    fn fail(&mut self, error: &io::Error) {
+        counter!(AUDIT_FAILED.name).increment(1);
+        if !self.failed {
+            tracing::error!(path = %self.path.display(), %error, "the audit log cannot be written");
+        }
+        self.failed = true;
+    }
+
     fn write(&mut self, entry: &Entry<'_>) {
-        let written = serde_json::to_vec(entry)
+        let written = serde_json::to_string(entry)
             .map_err(io::Error::from)
-            .and_then(|mut line| {
-                line.push(b'\n');
+            .and_then(|line| {
                 // One write a line: lines of several processes don't mix (O_APPEND).
-                self.file.write_all(&line)
+                self.file.write_all((plain(&line) + "\n").as_bytes())
             });
         match written {
             Ok(()) => self.failed = false,
-            Err(error) => {
-                counter!(AUDIT_FAILED.name).increment(1);
-                if !self.failed {
-                    tracing::error!(path = %self.path.display(), %error, "the audit log cannot be written");
-                }
-                self.failed = true;
-            }
+            Err(error) => self.fail(&error),
         }
     }
 
@@ -119,6 +143,7 @@ impl Audit {
                 _ = every.tick() => {}
                 _ = stop.changed() => stopping = true,
             }
+            self.follow_rotation();
             let models = engine.status().bundles.into_iter().collect();
             while let Ok(note) = notes.try_recv() {
                 match note {
@@ -127,8 +152,10 @@ impl Audit {
                         Person {
                             room: cell.room().to_owned(),
                             participant: cell.identity().to_owned(),
+                            hears: BTreeSet::new(),
                         },
                     ),
+                    Note::Speakers(session, speakers) => books.speakers(session, speakers),
                     Note::Gone(session) => books.gone(session),
                     Note::Ended(session, target, hop) => {
                         books.ended((session, target), &hop, &models)
@@ -144,8 +171,10 @@ impl Audit {
             if stopping {
                 books.stop();
             }
+            let run = self.run.clone();
             for event in books.events.drain(..) {
                 self.write(&Entry {
+                    run: &run,
                     time: unix_time(),
                     event: if event.packets.is_some() {
                         "end"
@@ -163,8 +192,52 @@ impl Audit {
     }
 }
 
+/// Opens or makes a file that nobody else can have made, can read or can point elsewhere: what is in it names people.
+fn open(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(MODE)
+        // A pipe without a reader would keep us waiting; it is refused below.
+        .custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK)
+        .open(path)?;
+    let is = file.metadata()?;
+    if !is.is_file() {
+        return Err(io::Error::other("it is no ordinary file"));
+    }
+    // Its own entry there belongs to whoever the process acts as.
+    if is.uid() != std::fs::metadata("/proc/self")?.uid() {
+        return Err(io::Error::other("it belongs to somebody else"));
+    }
+    if is.mode() & 0o777 != MODE {
+        file.set_permissions(Permissions::from_mode(MODE))?;
+        tracing::warn!(path = %path.display(), "others could read or write the audit log; its mode is 0600 now");
+    }
+    Ok(file)
+}
+
+/// JSON in which what doesn't show as itself is escaped, which says the same: a terminal can't be made to show a line as another one.
+fn plain(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    for c in json.chars() {
+        if c.is_ascii_graphic() || c == ' ' || c.is_alphanumeric() {
+            out.push(c);
+        } else {
+            // All of them are in strings: what JSON itself is made of is printable.
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                out.push_str(&format!("\\u{unit:04x}"));
+            }
+        }
+    }
+    out
+}
+
 fn unix_time() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_secs())
 }
+
+#[cfg(test)]
+#[path = "audit/tests.rs"]
+mod tests;

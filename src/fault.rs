@@ -9,6 +9,7 @@ use std::fmt;
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::shown::Shown;
 use hyper::StatusCode;
 
 /// Counter: faults. Labels `side` and `what`.
@@ -214,7 +215,7 @@ impl Fault {
         let (what, cause) = (self.what.as_str(), self.cause.as_deref().unwrap_or(""));
         // Never the whole of what a stranger may have made long; Debug escapes control characters.
         let path = path.get(..path.floor_char_boundary(96)).unwrap_or("");
-        let detail = &*self.detail;
+        let detail = Shown(&self.detail);
         let side = self.side.as_str();
         if self.side == Side::Client || matches!(self.what, What::Busy | What::Draining) {
             tracing::debug!(side, what, ?path, session, cause, "{detail}");

@@ -10,6 +10,7 @@ pub mod fault;
 pub mod logging;
 pub mod media;
 mod overview;
+mod shown;
 pub mod signal;
 mod tasks;
 

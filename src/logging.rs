@@ -44,3 +44,56 @@ pub fn set_level(level: &str) {
         let _ = handle.reload(filter);
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::fault::{Fault, What};
+    use crate::shown::Shown;
+    use crate::shown::tests::{EVIL, is_evil};
+    use std::io::Write;
+    use std::sync::{Arc, Mutex};
+
+    #[derive(Clone, Default)]
+    struct Kept(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Kept {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// In both formats a line is a line, whatever strangers call their rooms.
+    #[test]
+    fn nobody_writes_a_line_of_her_own() {
+        for json in [false, true] {
+            let kept = Kept::default();
+            let writer = kept.clone();
+            let layer = fmt::layer().with_ansi(false);
+            let write = || {
+                for evil in EVIL {
+                    tracing::info!(room = %Shown(evil), "session");
+                    Fault::upstream(What::Undecodable, evil.to_owned())
+                        .because(evil)
+                        .report(evil, "7");
+                }
+            };
+            if json {
+                let layer = layer.json().with_writer(move || writer.clone());
+                tracing::subscriber::with_default(Registry::default().with(layer), write);
+            } else {
+                let layer = layer.with_writer(move || writer.clone());
+                tracing::subscriber::with_default(Registry::default().with(layer), write);
+            }
+            let text = String::from_utf8(kept.0.lock().unwrap().clone()).unwrap();
+            assert_eq!(text.lines().count(), 2 * EVIL.len(), "{text}");
+            for line in text.lines() {
+                assert!(!is_evil(line), "{line}");
+            }
+        }
+    }
+}

@@ -1,8 +1,8 @@
 //! The query of a signalling request: base64, gzip and protobuf from strangers.
 #![cfg_attr(fuzzing, no_main)]
 
+use auralink_proto::asked::{Asked, Request};
 use auralink_proto::description::Target;
-use auralink_proto::session::resumed_sid;
 use auralink_proto::signal::{RequestVisitor, SdpSlot, edit_join_request};
 use auralink_fuzz::fuzz_target;
 
@@ -18,8 +18,8 @@ impl RequestVisitor for Visitor {
 }
 
 fuzz_target!(|query: &str| {
-    let _ = resumed_sid(query);
-    let _ = resumed_sid(&format!("join_request={query}"));
+    let _ = Asked::read(&Request::of(query));
+    let _ = Asked::read(&Request::of(&format!("join_request={query}")));
     if let Ok((new, _)) = edit_join_request(query, &mut Visitor(None)) {
         assert_eq!(new, None, "nothing was to change");
     }

@@ -1,13 +1,13 @@
 //! What signalling sees of the registry: a session for each participant who dials.
 
-use super::{App, Binding, Bound, Cell, LEFT_GRACE, Resumed, whip};
+use super::{App, Cell, LEFT_GRACE, whip};
 use crate::fault::{Fault, What};
 use crate::signal::{
     self, By, Closed, Frame, Opened, Opening, Sessions, SignalSession, Verdict, Whip, WhipMessage,
 };
-use auralink_proto::session::resumed_sid;
+use auralink_proto::asked::{Asked, Request};
 use auralink_proto::signal as proto;
-use auralink_proto::token;
+use hyper::header::{self, HeaderValue};
 use std::sync::Arc;
 
 /// The participant attribute by which `disclose: true` tells the room that a participant's speech is
@@ -23,59 +23,62 @@ pub(super) fn fault(error: &proto::SignalError, client: bool) -> Fault {
     }
 }
 
+/// The header fields by which LiveKit knows who asks.
+pub(super) struct Fields<'a> {
+    authorization: Vec<&'a [u8]>,
+    content_type: Vec<&'a [u8]>,
+}
+
+impl<'a> Fields<'a> {
+    pub(super) fn of(opening: &Opening<'a>) -> Self {
+        let headers = opening.headers;
+        let values = |name| {
+            let values = headers.get_all(name).iter();
+            values.map(HeaderValue::as_bytes).collect()
+        };
+        Self {
+            authorization: values(header::AUTHORIZATION),
+            content_type: values(header::CONTENT_TYPE),
+        }
+    }
+
+    pub(super) fn request<'b>(&'b self, query: &'b str) -> Request<'b> {
+        Request {
+            query,
+            authorization: &self.authorization,
+            content_type: &self.content_type,
+        }
+    }
+}
+
 /// The sessions of a listener.
 pub(crate) struct Door(pub(crate) Arc<App>);
 
 impl Sessions for Door {
     fn open(&self, opening: &Opening<'_>) -> Result<Opened, Fault> {
         let app = &self.0;
-        let claims = token::find(opening.authorization, opening.query)
-            .map(token::claims)
-            .unwrap_or_default();
-        let resumed = resumed_sid(opening.query);
-        // Every participant of a room knows the others' sids: only the one whose session it is
-        // may touch it, and only once LiveKit has accepted the token (see `accepted`).
-        let known = resumed
-            .as_ref()
-            .and_then(|sid| app.registry().by_sid.get(sid).cloned())
-            .filter(|cell| cell.claims == claims);
-        let unknown_resume = resumed.is_some() && known.is_none();
-        let (cell, query, resumed) = if let Some(cell) = known {
-            // The token is not checked yet: a copy of the session edits the query, and takes the
-            // session's place if LiveKit accepts.
-            let (mut copy, ended_pcs) = {
-                let inner = cell.lock();
-                (inner.session.clone(), inner.ended_pcs)
-            };
-            let mut sockets = Bound::default();
-            let mut env = Binding {
-                media: &app.media,
-                bound: &mut sockets,
-            };
-            let query = copy.query(&mut env, opening.query);
-            (
-                cell,
-                query,
-                Some(Resumed {
-                    session: copy,
-                    sockets,
-                    ended_pcs,
-                }),
-            )
-        } else {
-            let cell = app.make(&claims);
-            let query = app.with(&cell, |session, env| session.query(env, opening.query));
-            (cell, query, None)
+        let fields = Fields::of(opening);
+        let asked = Asked::read(&fields.request(opening.query)).map_err(|e| fault(&e, true))?;
+        let claims = asked.claims().cloned().unwrap_or_default();
+        // The claims are not checked yet. So a resume gets a session of its own, which edits its query, and the one that is to go on
+        // stays as it is until the server's first message says that it does.
+        let cell = app.make(&claims);
+        let resumes = asked.resumes().map(|sid| app.resumable(sid, &claims));
+        let query = {
+            let resumed = resumes.as_ref().and_then(Option::as_ref);
+            let resumed = resumed.map(|cell| cell.lock());
+            let resumed = resumed.as_ref().map(|inner| &inner.session);
+            app.with(&cell, |session, env| session.open(env, &asked, resumed))
         };
         Ok(Opened {
             query: query.map_err(|error| fault(&error, true))?,
             session: Box::new(Signal {
                 app: app.clone(),
                 cell,
+                resumes,
+                readable: asked.claims().is_some(),
+                phase: Phase::Asked,
                 incarnation: 0,
-                accepted: false,
-                resumed,
-                unknown_resume,
                 sid: String::new(),
             }),
         })
@@ -86,59 +89,40 @@ impl Sessions for Door {
     }
 }
 
+/// How far a signalling connection has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// The server has not answered.
+    Asked,
+    /// It has accepted a client who wants to resume; its first message tells whether that is granted.
+    Resuming,
+    /// The connection is that of `cell`.
+    Live,
+    /// It is over.
+    Over,
+}
+
 /// One signalling connection of a session.
 struct Signal {
     app: Arc<App>,
     cell: Arc<Cell>,
+    /// The client wants to resume: this session, if there is one.
+    resumes: Option<Option<Arc<Cell>>>,
+    /// The token could be read.
+    readable: bool,
+    phase: Phase,
     incarnation: u64,
-    accepted: bool,
-    /// What becomes of the session that it resumes, if LiveKit accepts.
-    resumed: Option<Resumed>,
-    /// It resumes a session that this process does not know.
-    unknown_resume: bool,
     sid: String,
 }
 
 impl Signal {
-    fn note_sid(&mut self) {
-        if self.sid.is_empty() {
-            let sid = self.cell.lock().session.facts().participant_sid.clone();
-            if !sid.is_empty() {
-                self.app
-                    .registry()
-                    .by_sid
-                    .insert(sid.clone(), self.cell.clone());
-                self.sid = sid;
-            }
-        }
-    }
-}
-
-impl SignalSession for Signal {
-    fn id(&self) -> &str {
-        &self.cell.name
-    }
-
-    fn accepted(&mut self) {
-        self.accepted = true;
+    /// Makes the connection that of its session. False: the session is over.
+    fn take(&mut self) -> bool {
         {
             let mut inner = self.cell.lock();
-            let outdated = |resumed: &Resumed| resumed.ended_pcs != inner.ended_pcs;
-            if inner.gone || self.resumed.as_ref().is_some_and(outdated) {
-                // It, or media of it, ended while LiveKit was being asked: the client has to join anew.
-                self.unknown_resume = true;
-                return;
-            }
-            if let Some(Resumed {
-                session, sockets, ..
-            }) = self.resumed.take()
-            {
-                inner.session = session;
-                for (slot, bound) in inner.sockets.iter_mut().zip(sockets) {
-                    if !bound.is_empty() {
-                        *slot = bound;
-                    }
-                }
+            // A peer connection that has ended here can't go on at the server.
+            if inner.gone || inner.ended_pcs > 0 || inner.session.facts().left {
+                return false;
             }
             inner.incarnation += 1;
             self.incarnation = inner.incarnation;
@@ -150,10 +134,89 @@ impl SignalSession for Signal {
             }
             self.app.tell_media(&self.cell, &mut inner);
         }
+        self.phase = Phase::Live;
         self.app.enter(&self.cell);
+        true
+    }
+
+    /// The server's first message to a client who wants to resume. `None`: it passes.
+    fn resume(&mut self, frame: proto::Frame<'_>) -> Result<Option<Verdict>, Fault> {
+        match proto::answer(frame).map_err(|error| fault(&error, false))? {
+            proto::Answer::Left => return Ok(None),
+            // The server began anew with it, and so do we.
+            proto::Answer::Joined => {
+                self.take();
+                return Ok(None);
+            }
+            proto::Answer::Resumed => {}
+        }
+        // The server has checked the token, and by it the client is the participant whose session this is.
+        if let Some(known) = self.resumes.take().flatten() {
+            let asked = std::mem::replace(&mut self.cell, known);
+            if self.take() {
+                let grants = &asked.claims;
+                self.cell.lock().can_update_own_metadata = grants.can_update_own_metadata;
+                return Ok(None);
+            }
+        }
+        Ok(Some(self.join_anew(frame)))
+    }
+
+    /// Tells the client that its session is not here, as LiveKit does that of a session which it doesn't know.
+    fn join_anew(&mut self, like: proto::Frame<'_>) -> Verdict {
+        self.phase = Phase::Over;
+        let json = matches!(like, proto::Frame::Text(_));
+        leave(proto::ACTION_RECONNECT, json)
+    }
+
+    /// Whether the server has the client for whom its token says that it is.
+    fn check_join(&self) -> bool {
+        let inner = self.cell.lock();
+        let (facts, claims) = (inner.session.facts(), &self.cell.claims);
+        facts.room == claims.room && facts.identity == claims.identity
+    }
+
+    fn note_sid(&mut self) -> Result<(), Fault> {
+        if !self.sid.is_empty() {
+            return Ok(());
+        }
+        let sid = self.cell.lock().session.facts().participant_sid.clone();
+        if sid.is_empty() {
+            return Ok(());
+        }
+        if self.incarnation == 1 && !self.check_join() {
+            self.phase = Phase::Over;
+            self.app.end(&self.cell);
+            let detail =
+                "the media server takes the client for another participant than its token says";
+            return Err(Fault::upstream(What::BadAnswer, detail));
+        }
+        self.app
+            .registry()
+            .by_sid
+            .insert(sid.clone(), self.cell.clone());
+        self.sid = sid;
+        Ok(())
+    }
+}
+
+impl SignalSession for Signal {
+    fn id(&self) -> &str {
+        &self.cell.name
+    }
+
+    fn accepted(&mut self) {
+        if !self.readable {
+            self.phase = Phase::Over;
+        } else if self.resumes.is_some() {
+            self.phase = Phase::Resuming;
+        } else {
+            self.take();
+        }
     }
 
     fn refused(&mut self, status: u16) {
+        // Anybody can have that written: at debug.
         tracing::debug!(
             session = self.cell.id,
             status,
@@ -162,6 +225,9 @@ impl SignalSession for Signal {
     }
 
     fn client_frame(&mut self, frame: Frame<'_>) -> Result<Verdict, Fault> {
+        if self.phase == Phase::Over {
+            return Err(over());
+        }
         self.app
             .with(&self.cell, |session, env| {
                 session.client_frame(env, frame.into())
@@ -171,10 +237,18 @@ impl SignalSession for Signal {
     }
 
     fn server_frame(&mut self, frame: Frame<'_>) -> Result<Verdict, Fault> {
-        if std::mem::take(&mut self.unknown_resume) {
-            // Its keys went with another process: the client has to join anew, as LiveKit itself
-            // tells a client whose session it doesn't know.
-            return Ok(self.leave(proto::ACTION_RECONNECT));
+        match self.phase {
+            Phase::Over if !self.readable => {
+                let detail = "the media server accepted a token that can't be read";
+                return Err(Fault::upstream(What::BadAnswer, detail));
+            }
+            Phase::Over => return Err(over()),
+            Phase::Resuming => {
+                if let Some(verdict) = self.resume(frame.into())? {
+                    return Ok(verdict);
+                }
+            }
+            Phase::Asked | Phase::Live => {}
         }
         let verdict = self
             .app
@@ -183,11 +257,21 @@ impl SignalSession for Signal {
             })
             .map(Verdict::from)
             .map_err(|error| fault(&error, false))?;
-        self.note_sid();
+        if self.phase == Phase::Live {
+            self.note_sid()?;
+            if self.incarnation > 1 && self.cell.lock().session.facts().replaced {
+                // The server knows participants by their identity, not by the sid that a resume names: this one is another by now.
+                self.app.end(&self.cell);
+                return Ok(self.join_anew(frame.into()));
+            }
+        }
         Ok(verdict)
     }
 
     fn extra_frame(&mut self) -> Option<Verdict> {
+        if self.phase != Phase::Live {
+            return None;
+        }
         let cell = &self.cell;
         let mut inner = cell.lock();
         if !cell.policy.disclose || inner.disclosed {
@@ -195,7 +279,7 @@ impl SignalSession for Signal {
         }
         let what = self.app.disclosure(cell.id, cell.policy.rung())?;
         inner.disclosed = true;
-        if !cell.claims.can_update_own_metadata {
+        if !inner.can_update_own_metadata {
             tracing::warn!(
                 session = cell.id,
                 "disclose: the token lacks canUpdateOwnMetadata, so the room cannot be told that this participant's speech is coded"
@@ -211,12 +295,13 @@ impl SignalSession for Signal {
     }
 
     fn leave_frame(&mut self) -> Option<Verdict> {
-        self.accepted.then(|| self.leave(proto::ACTION_RECONNECT))
+        let json = self.cell.lock().session.facts().json;
+        (self.phase != Phase::Asked).then(|| leave(proto::ACTION_RECONNECT, json))
     }
 
     fn closed(&mut self, how: Closed) {
-        if !self.accepted {
-            // Nothing was told to media, and what it prepared goes with it.
+        if self.incarnation == 0 {
+            // It became nobody's: nothing was told to media, and what it prepared goes with it.
             return;
         }
         let left = {
@@ -241,15 +326,18 @@ impl SignalSession for Signal {
     }
 }
 
-impl Signal {
-    fn leave(&self, action: i32) -> Verdict {
-        let reason = proto::REASON_SERVER_SHUTDOWN;
-        if self.cell.lock().session.facts().json {
-            Verdict::Text(proto::leave_response_json(action, reason))
-        } else {
-            Verdict::Binary(proto::leave_response(action, reason))
-        }
+fn leave(action: i32, json: bool) -> Verdict {
+    let reason = proto::REASON_SERVER_SHUTDOWN;
+    if json {
+        Verdict::Text(proto::leave_response_json(action, reason))
+    } else {
+        Verdict::Binary(proto::leave_response(action, reason))
     }
+}
+
+/// What a client is told that goes on in a session which is over.
+fn over() -> Fault {
+    Fault::client(What::NotFound, "the session is not here: join anew")
 }
 
 impl<'a> From<signal::Frame<'a>> for proto::Frame<'a> {
@@ -273,82 +361,5 @@ impl From<proto::Verdict> for Verdict {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::super::tests::app;
-    use super::*;
-    use std::time::Duration;
-
-    fn signal(app: &Arc<App>, cell: &Arc<Cell>, resumed: Option<Resumed>) -> Signal {
-        Signal {
-            app: app.clone(),
-            cell: cell.clone(),
-            incarnation: 0,
-            accepted: false,
-            resumed,
-            unknown_resume: false,
-            sid: String::new(),
-        }
-    }
-
-    /// A resume in the very moment in which the grace is over finds the session, or is told that it is gone.
-    #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
-    async fn a_resume_as_the_grace_ends_is_taken_or_refused() {
-        let app = app();
-        let mut resumes = Vec::new();
-        for _ in 0..2_000 {
-            let cell = app.make(&token::Claims::default());
-            let mut first = signal(&app, &cell, None);
-            first.accepted();
-            let copy = Resumed {
-                session: cell.lock().session.clone(),
-                sockets: Bound::default(),
-                ended_pcs: 0,
-            };
-            let mut second = signal(&app, &cell, Some(copy));
-            first.closed(Closed {
-                by: By::Client,
-                code: None,
-            });
-            // The end is on its way on another thread; that some come too late must not depend on how fast that is.
-            if resumes.len() % 100 == 99 {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-            for _ in 0..resumes.len() % 997 {
-                std::hint::spin_loop();
-            }
-            second.accepted();
-            resumes.push(second);
-        }
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        let mut taken = 0;
-        for resume in &resumes {
-            let gone = resume.cell.lock().gone;
-            assert!(resume.unknown_resume || !gone, "it was taken and is ended");
-            taken += usize::from(!gone);
-        }
-        assert_eq!(app.cells().len(), taken, "who lives is in the registry");
-        assert!(taken > 0 && taken < resumes.len(), "{taken} were in time");
-    }
-
-    /// That the grace is over and that the session ends is one thing: nobody can take it in between.
-    #[tokio::test]
-    async fn nobody_resumes_what_is_being_ended() {
-        let app = app();
-        let cell = app.make(&token::Claims::default());
-        signal(&app, &cell, None).accepted();
-        let mut resume = signal(&app, &cell, None);
-        let mut resuming = None;
-        app.end_if(&cell, |_| {
-            resuming = Some(std::thread::spawn(move || {
-                resume.accepted();
-                resume
-            }));
-            std::thread::sleep(Duration::from_millis(100));
-            true
-        });
-        let resume = resuming.unwrap().join().unwrap();
-        assert!(resume.unknown_resume, "it must join anew");
-        assert!(cell.lock().gone && app.cells().is_empty());
-    }
-}
+#[path = "door/tests.rs"]
+mod tests;

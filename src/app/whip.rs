@@ -1,10 +1,12 @@
 //! WHIP sessions (RFC 9725): as any other, but without a signalling connection. They live as long as their media does.
 
-use super::{App, Binding, Bound, Cell, LEFT_GRACE, fault};
+use super::door::{Fields, fault};
+use super::{App, Binding, Bound, Cell, LEFT_GRACE};
 use crate::fault::{Fault, What};
 use crate::signal::{Opening, Whip, WhipAnswer, WhipExchange, WhipMessage};
+use auralink_proto::asked::whip_claims;
 use auralink_proto::session::Session;
-use auralink_proto::token::{self, Claims};
+use auralink_proto::token::Claims;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
@@ -18,9 +20,11 @@ pub(super) fn prepare(
     opening: &Opening<'_>,
     message: WhipMessage<'_>,
 ) -> Result<Whip, Fault> {
-    let claims = token::find(opening.authorization, opening.query)
-        .map(token::claims)
-        .unwrap_or_default();
+    let fields = Fields::of(opening);
+    let claims = whip_claims(&fields.request(opening.query))
+        .map_err(|unclear| fault(&unclear.into(), true))?;
+    let readable = claims.is_some();
+    let claims = claims.unwrap_or_default();
     match message {
         // The server refuses it, in its own words.
         WhipMessage::Offer(offer) if offer.trim().is_empty() => Ok(Whip {
@@ -37,7 +41,11 @@ pub(super) fn prepare(
                 .map_err(|error| fault(&error, true))?;
             let app = app.clone();
             Ok(Whip {
-                exchange: Box::new(Create { app, cell }),
+                exchange: Box::new(Create {
+                    app,
+                    cell,
+                    readable,
+                }),
                 body: Some(body),
             })
         }
@@ -92,12 +100,14 @@ fn find(app: &App, sid: &str, claims: &Claims) -> Option<Arc<Cell>> {
         let inner = cell.lock();
         inner.whip.is_some() && !inner.gone
     };
-    (live && cell.claims == *claims).then_some(cell)
+    (live && cell.is_of(claims)).then_some(cell)
 }
 
 struct Create {
     app: Arc<App>,
     cell: Arc<Cell>,
+    /// The token could be read.
+    readable: bool,
 }
 
 impl WhipExchange for Create {
@@ -110,7 +120,15 @@ impl WhipExchange for Create {
         answer: WhipAnswer<'_>,
         place: Option<OwnedSemaphorePermit>,
     ) -> Result<String, Fault> {
-        let Self { app, cell } = *self;
+        let Self {
+            app,
+            cell,
+            readable,
+        } = *self;
+        if !readable {
+            let detail = "the media server accepted a token that can't be read";
+            return Err(Fault::upstream(What::BadAnswer, detail));
+        }
         let Some(sid) = answer.resource.filter(|sid| !sid.is_empty()) else {
             let detail = "the media server made a WHIP session without a Location";
             return Err(Fault::upstream(What::BadAnswer, detail));
@@ -221,7 +239,7 @@ mod tests {
         let opening = Opening {
             path: "/whip/v1",
             query: QUERY,
-            authorization: None,
+            headers: &hyper::HeaderMap::new(),
             peer: "127.0.0.1:9".parse().unwrap(),
         };
         prepare(app, &opening, message).unwrap_or_else(|fault| panic!("{fault:?}"))

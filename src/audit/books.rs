@@ -4,7 +4,7 @@ use crate::media::{HopSnapshot, SessionId};
 use auralink_proto::description::Target;
 use auralink_proto::ladder::Rung;
 use serde::Serialize;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Bundles by name, with the SHA-256 of their manifests; LACE with the libopus that holds it.
 pub(super) type Models = BTreeMap<String, String>;
@@ -20,16 +20,47 @@ const STALE: u8 = 3;
 pub(super) struct Person {
     pub(super) room: String,
     pub(super) participant: String,
+    /// Whose speech is coded on its way to the participant.
+    pub(super) hears: BTreeSet<String>,
+}
+
+impl Person {
+    fn whose(&self, session: SessionId, direction: &'static str) -> Whose {
+        Whose {
+            session,
+            room: self.room.clone(),
+            participant: self.participant.clone(),
+            direction,
+            speakers: match direction {
+                "from" => BTreeSet::from([self.participant.clone()]),
+                _ => self.hears.clone(),
+            },
+        }
+    }
 }
 
 /// Whose speech.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(Default))]
 pub(super) struct Whose {
     session: SessionId,
     room: String,
     /// The participant in whose session it happens: the speaker (`from`), or who listens to others (`to`).
     participant: String,
     direction: &'static str,
+    /// Whose speech it is.
+    speakers: BTreeSet<String>,
+}
+
+#[cfg(test)]
+impl Whose {
+    pub(super) fn named(room: &str, participant: &str) -> Self {
+        Self {
+            room: room.to_owned(),
+            participant: participant.to_owned(),
+            ..Self::default()
+        }
+    }
 }
 
 /// Something for the log: an end where there are packets.
@@ -109,6 +140,15 @@ impl Books {
         self.people.insert(session, (person, None));
     }
 
+    /// Whose speech is coded on its way to the participant from now on. Where there is none any more, what runs is still that of before.
+    pub(super) fn speakers(&mut self, session: SessionId, speakers: BTreeSet<String>) {
+        if let Some((person, _)) = self.people.get_mut(&session)
+            && !speakers.is_empty()
+        {
+            person.hears = speakers;
+        }
+    }
+
     /// It has ended.
     pub(super) fn gone(&mut self, session: SessionId) {
         if let Some((_, gone)) = self.people.get_mut(&session) {
@@ -152,12 +192,17 @@ impl Books {
                 continue;
             };
             let models = used(*enhanced, models);
-            if let Some(running) = self.running.get_mut(&key)
-                && running.models != models
-            {
+            let Some(running) = self.running.get_mut(&key) else {
+                continue;
+            };
+            let whose = match self.people.get(&key.0) {
+                Some((person, _)) => person.whose(key.0, key.1),
+                None => running.whose.clone(),
+            };
+            if running.models != models || running.whose != whose {
                 self.events.push(Event {
                     packets: Some(running.packets()),
-                    whose: running.whose.clone(),
+                    whose: std::mem::replace(&mut running.whose, whose),
                     rung: None,
                     models: std::mem::replace(&mut running.models, models.clone()),
                 });
@@ -190,12 +235,7 @@ impl Books {
         let direction = processed.direction;
         let events = &mut self.events;
         Some(self.running.entry((session, direction)).or_insert_with(|| {
-            let whose = Whose {
-                session,
-                room: person.room.clone(),
-                participant: person.participant.clone(),
-                direction,
-            };
+            let whose = person.whose(session, direction);
             let models = used(processed.enhanced, loaded);
             events.push(Event {
                 whose: whose.clone(),
@@ -255,6 +295,7 @@ mod tests {
         let person = Person {
             room: "support".to_owned(),
             participant: "anna".to_owned(),
+            hears: BTreeSet::new(),
         };
         books.began(7, person);
         books
@@ -325,6 +366,48 @@ mod tests {
         books.ended(PUBLISHER, &hop(31, 0), &models("b"));
         books.look([].into_iter(), &models("b"));
         assert_eq!(events(&mut books), [("from", Some(6))]);
+    }
+
+    #[test]
+    fn whose_speech_it_was_is_told() {
+        let hears = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        let mut books = books();
+        books.speakers(7, hears(&["ben"]));
+        let live = |down| [(PUBLISHER, hop(10, 0)), (SUBSCRIBER, hop(0, down))].into_iter();
+        books.look(live(5), &models("a"));
+        // Carl comes, Ben goes, then Carl does: nobody's speech is coded after that.
+        books.speakers(7, hears(&["ben", "carl"]));
+        books.look(live(9), &models("a"));
+        books.speakers(7, hears(&["carl"]));
+        books.look(live(11), &models("a"));
+        books.speakers(7, hears(&[]));
+        books.look(live(11), &models("a"));
+        books.stop();
+        let told: Vec<_> = books
+            .events
+            .iter()
+            .filter(|event| event.whose.direction == "to")
+            .map(|event| {
+                let speakers: Vec<_> = event.whose.speakers.iter().map(String::as_str).collect();
+                (speakers.join(" "), event.packets)
+            })
+            .collect();
+        let line = |speakers: &str, packets| (speakers.to_owned(), packets);
+        assert_eq!(
+            told,
+            [
+                line("ben", None),
+                line("ben", Some(9)),
+                line("ben carl", None),
+                line("ben carl", Some(2)),
+                line("carl", None),
+                line("carl", Some(0)),
+            ]
+        );
+        let own = |event: &&Event| event.whose.direction == "from";
+        for event in books.events.iter().filter(own) {
+            assert_eq!(event.whose.speakers, hears(&["anna"]));
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! randomness are passed in; nothing here opens a socket, reads a clock or spawns a task.
 
 pub mod aic;
+pub mod asked;
 pub mod coding;
 pub mod description;
 pub mod dtls;
@@ -14,6 +15,7 @@ pub mod leg;
 pub mod packet;
 mod past;
 pub mod policy;
+pub mod query;
 pub mod red;
 pub mod relay;
 mod rules;

@@ -27,8 +27,8 @@ pub const MAX_SDP: usize = 256 * 1024;
 /// Most m-sections that are read.
 pub const MAX_MEDIA: usize = 512;
 
-/// Each m-section inherits those of the session, so their number is bounded: there are 255 ids.
-const MAX_SESSION_EXTMAPS: usize = 256;
+/// Each m-section inherits those of the session, so their number is bounded. Browsers write some 15, and those in m-sections.
+const MAX_SESSION_EXTMAPS: usize = 32;
 
 /// Fingerprints that are read: certificates of two kinds (ECDSA and RSA) by three hashes, and a few more.
 const MAX_FINGERPRINTS: usize = 8;

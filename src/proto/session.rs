@@ -6,12 +6,14 @@
 //! text and an ICE restart of either side is an ICE restart of both legs.
 
 mod hop;
+mod speakers;
 #[cfg(test)]
 mod tests;
 mod visit;
 mod whip;
 
 use crate::aic::EXTENSION_URI;
+use crate::asked::{Asked, Request};
 use crate::description::{
     Creds, DtlsRole, HostCandidate, LegDescription, PcDescription, Target, TrackRule,
 };
@@ -19,15 +21,15 @@ use crate::ladder::{Rung, Rungs};
 use crate::policy::{Mode, Policy};
 use crate::sdp::{AicLine, Edit, Media, MediaSteer, Sdp, Setup, rewrite};
 use crate::signal::{
-    Frame, JoinRequestInfo, Participant, RequestVisitor, SdpSlot, SignalError, Verdict,
-    edit_join_request, edit_request, edit_response,
+    Frame, Participant, SignalError, Verdict, edit_request, edit_response,
 };
 use crate::steering::{Hop, MID_URI, down_rules, steer, up_rules};
 use crate::tracks::Tracks;
 use hop::{aic_extmaps, aic_pts, answered_aic, answered_extmaps, offered_aic, unanswered_id};
-use std::collections::{HashMap, HashSet, VecDeque};
+use speakers::Speakers;
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
-use visit::Visit;
+use visit::{Opening, Visit};
 
 /// Candidates of LiveKit's that are remembered for a peer connection: the newest. It has one or two for each of its
 /// addresses, UDP and TCP.
@@ -104,6 +106,7 @@ pub struct Session {
     /// The server's candidates, per target, from SDP and trickle.
     candidates: [VecDeque<Candidate>; 2],
     tracks: Tracks,
+    speakers: Speakers,
     facts: Facts,
     sheds: bool,
 }
@@ -113,6 +116,12 @@ pub struct Session {
 pub struct Facts {
     /// `PA_…`, by which the client resumes.
     pub participant_sid: String,
+    /// The room, as LiveKit calls it.
+    pub room: String,
+    /// The participant, as LiveKit calls it.
+    pub identity: String,
+    /// Under that identity LiveKit has another participant, by its sid.
+    pub replaced: bool,
     /// Client SDK as a LiveKit `ClientInfo.SDK` number; 0 unknown.
     pub sdk: i32,
     /// Its version.
@@ -140,6 +149,7 @@ impl Session {
             pcs: [None, None],
             candidates: [VecDeque::new(), VecDeque::new()],
             tracks: Tracks::default(),
+            speakers: Speakers::default(),
             facts: Facts::default(),
         }
     }
@@ -150,26 +160,37 @@ impl Session {
         &self.facts
     }
 
-    /// Edits the query of the signalling request: `join_request` holds the first offer.
+    /// [`Session::open`] of a query alone.
     ///
     /// # Errors
     /// When it is not what LiveKit would take.
     pub fn query(&mut self, env: &mut dyn Env, query: &str) -> Result<Option<String>, SignalError> {
-        let Some(encoded) = join_request_of(query) else {
-            let value = |key: &str| {
-                query
-                    .split('&')
-                    .find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='))
-            };
-            self.facts.sdk_version = value("version").unwrap_or_default().to_owned();
+        let asked = Asked::read(&Request::of(query))?;
+        self.open(env, &asked, None)
+    }
+
+    /// Edits the query of the signalling request: its `join_request` holds the first offer. `resumed` is the session that is to go
+    /// on, if there is one; it stays as it is, and the SDP that the client tells of it is put back as it was.
+    ///
+    /// # Errors
+    /// When it is not what LiveKit would take.
+    pub fn open(
+        &mut self,
+        env: &mut dyn Env,
+        asked: &Asked<'_>,
+        resumed: Option<&Self>,
+    ) -> Result<Option<String>, SignalError> {
+        let Some(request) = asked.join_request() else {
+            asked.version().clone_into(&mut self.facts.sdk_version);
             return Ok(None);
         };
-        let decoded = percent_decode(encoded);
-        let (new, info) = edit_join_request(&decoded, &mut Visit { session: self, env })?;
-        self.facts.sdk = info.sdk;
-        self.facts.sdk_version.clone_from(&info.sdk_version);
-        // Padding is the only character of URL-safe base64 that a query must escape.
-        Ok(new.map(|new| query.replacen(encoded, &new.replace('=', "%3D"), 1)))
+        self.facts.sdk = request.info().sdk;
+        self.facts
+            .sdk_version
+            .clone_from(&request.info().sdk_version);
+        let visit = Visit { session: self, env };
+        let new = request.edit(&mut Opening { visit, resumed })?;
+        Ok(new.map(|new| asked.with_join_request(&new)).transpose()?)
     }
 
     /// Edits a message from the client.
@@ -238,6 +259,28 @@ impl Session {
             }
         }
         None
+    }
+
+    /// Whose speech is coded on its way to the client, by the rules of a peer connection.
+    #[must_use]
+    pub fn speakers(&self, description: &PcDescription) -> BTreeSet<String> {
+        let Some(pc) = &self.pcs[index(description.target)] else {
+            return BTreeSet::new();
+        };
+        let coded = |rule: &&TrackRule| {
+            rule.pack.is_some() || rule.restore.is_some() || rule.recode.is_some()
+        };
+        let rules = description.down.iter().filter(coded);
+        rules
+            .filter_map(|rule| {
+                let track = pc.track_sids.get(&rule.mid).or_else(|| {
+                    let mut media = pc.from_server.iter();
+                    let media = media.find(|media| media.mid == rule.mid)?;
+                    media.msid.as_ref().map(|(_, track)| track)
+                })?;
+                self.speakers.of(track).map(str::to_owned)
+            })
+            .collect()
     }
 
     fn describe(&self, target: Target, pc: &Pc) -> PcDescription {
@@ -578,61 +621,4 @@ fn ice_chars(env: &mut dyn Env, count: usize) -> String {
         .into_iter()
         .map(|byte| char::from(ALPHABET[usize::from(byte & 63)]))
         .collect()
-}
-
-/// The undecoded value of `join_request` in a query.
-fn join_request_of(query: &str) -> Option<&str> {
-    query
-        .split('&')
-        .find_map(|pair| pair.strip_prefix("join_request="))
-}
-
-/// Which session a signalling request resumes: v0 says it in the query, v1 in the `join_request`.
-#[must_use]
-pub fn resumed_sid(query: &str) -> Option<String> {
-    struct Nothing;
-    impl RequestVisitor for Nothing {
-        fn sdp(&mut self, _: SdpSlot, _: &str) -> Result<Option<String>, String> {
-            Ok(None)
-        }
-        fn trickle(&mut self, _: Target, _: &str) -> bool {
-            true
-        }
-    }
-    if let Some(encoded) = join_request_of(query) {
-        let (_, info): (_, JoinRequestInfo) =
-            edit_join_request(&percent_decode(encoded), &mut Nothing).ok()?;
-        return info.reconnect.then_some(info.participant_sid);
-    }
-    let mut resumes = false;
-    let mut sid = None;
-    for pair in query.split('&') {
-        match pair.split_once('=') {
-            Some(("reconnect", value)) => resumes = matches!(value, "1" | "true"),
-            Some(("sid", value)) => sid = Some(percent_decode(value)),
-            _ => {}
-        }
-    }
-    sid.filter(|_| resumes)
-}
-
-/// Undoes percent-encoding; what isn't any stays as it is.
-fn percent_decode(value: &str) -> String {
-    let mut bytes = Vec::with_capacity(value.len());
-    let mut rest = value.as_bytes();
-    while let [first, tail @ ..] = rest {
-        let escaped = tail
-            .first_chunk::<2>()
-            .filter(|_| *first == b'%')
-            .and_then(|hex| std::str::from_utf8(hex).ok())
-            .and_then(|hex| u8::from_str_radix(hex, 16).ok());
-        if let Some(byte) = escaped {
-            bytes.push(byte);
-            rest = &tail[2..];
-        } else {
-            bytes.push(*first);
-            rest = tail;
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
 }

@@ -18,7 +18,9 @@ pub mod wire;
 
 use crate::description::Target;
 
-pub use join_request::{JoinRequestInfo, MAX_JOIN_REQUEST, edit_join_request};
+pub use join_request::{
+    JoinRequest, JoinRequestInfo, MAX_JOIN_REQUEST, MAX_JOIN_TRACKS, edit_join_request,
+};
 pub use message::{
     AddTrack, Join, Participant, SOURCE_CAMERA, SOURCE_MICROPHONE, SOURCE_SCREEN_SHARE,
     SOURCE_SCREEN_SHARE_AUDIO, Track,
@@ -52,6 +54,12 @@ pub enum SignalError {
     /// A string field is not UTF-8.
     #[error("protobuf: string is not UTF-8")]
     Utf8,
+    /// A field that may be there once, by its number, and that is there more often.
+    #[error("protobuf: field {0} is there more than once")]
+    Repeated(u32),
+    /// It could be read in two ways.
+    #[error(transparent)]
+    Unclear(#[from] crate::query::Unclear),
     /// Not JSON, or not such as protojson takes.
     #[error("JSON: {0}")]
     Json(String),
@@ -261,6 +269,34 @@ pub fn edit_response(
         visitor.leave(action, leave.choice(2, "reason", REASONS));
     }
     Ok(editor.verdict())
+}
+
+/// How LiveKit answers the wish for a signalling connection: its first message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// `JoinResponse`: there is a new participant.
+    Joined,
+    /// `LeaveRequest`: there is none.
+    Left,
+    /// `ReconnectResponse`: the participant who is there goes on. So does one who is told anything else, because what the room
+    /// has to say may overtake it (`Room.ResumeParticipant` links the connection before it answers); clients take it so too.
+    Resumed,
+}
+
+/// Reads a server's first message.
+///
+/// # Errors
+/// When it is not a well-formed message.
+pub fn answer(frame: Frame<'_>) -> Result<Answer, SignalError> {
+    let editor = Editor::new(frame)?;
+    let message = editor.message();
+    Ok(if message.one(1, "join").is_some() {
+        Answer::Joined
+    } else if message.one(8, "leave").is_some() {
+        Answer::Left
+    } else {
+        Answer::Resumed
+    })
 }
 
 /// A `SignalResponse` that makes the client leave, as the server sends it: field numbers as in

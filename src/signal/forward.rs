@@ -123,10 +123,7 @@ pub(super) async fn pass(
             let opening = Opening {
                 path,
                 query: request.uri().query().unwrap_or(""),
-                authorization: request
-                    .headers()
-                    .get(header::AUTHORIZATION)
-                    .and_then(|v| v.to_str().ok()),
+                headers: request.headers(),
                 peer: client.peer,
             };
             let opened = shared.sessions.open(&opening).map_err(none)?;

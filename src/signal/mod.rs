@@ -26,6 +26,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::HeaderMap;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use crate::fault::Fault;
@@ -121,8 +122,8 @@ pub struct Opening<'a> {
     pub path: &'a str,
     /// What stands after `?`, as the client sent it, or "".
     pub query: &'a str,
-    /// The Authorization header.
-    pub authorization: Option<&'a str>,
+    /// The client's header fields.
+    pub headers: &'a HeaderMap,
     /// Where the client's connection comes from.
     pub peer: SocketAddr,
 }

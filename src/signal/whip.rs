@@ -80,7 +80,7 @@ pub(super) async fn pass(
     let opening = Opening {
         path: "/whip/v1",
         query: parts.uri.query().unwrap_or(""),
-        authorization: text_field(&header::AUTHORIZATION),
+        headers: &parts.headers,
         peer: client.peer,
     };
     let message = match &route {

@@ -149,8 +149,9 @@ pub(super) async fn pump<C, U>(
     C: AsyncRead + AsyncWrite + Send,
     U: AsyncRead + AsyncWrite + Send,
 {
-    let id = guard.id();
     let guard = Mutex::new(guard);
+    // A resume goes by its session's name as soon as the server has said that it is one.
+    let id = || lock(&guard).id();
     let activity = Activity::new();
     let mut client = Half::new(client, Peer::Client, limits.max_frame_bytes);
     let mut server = Half::new(upstream, Peer::Server, limits.max_frame_bytes);
@@ -189,7 +190,7 @@ pub(super) async fn pump<C, U>(
         }
         End::Lost(by) => Closed { by, code: None },
         End::Fault(fault) => {
-            fault.report(path, &id);
+            fault.report(path, &id());
             let (to_client, to_server) = match fault.side {
                 Side::Upstream => (fault.other_close_code(), fault.close_code()),
                 Side::Client | Side::Internal => (fault.close_code(), fault.other_close_code()),
@@ -232,7 +233,7 @@ pub(super) async fn pump<C, U>(
         }
     };
     lock(&guard).close(how);
-    tracing::debug!(?path, session = %id, by = ?how.by, code = how.code, "signalling closed");
+    tracing::debug!(?path, session = %id(), by = ?how.by, code = how.code, "signalling closed");
     let linger = async {
         tokio::join!(client.writer.shutdown(), server.writer.shutdown());
         tokio::join!(client.reader.discard(), server.reader.discard());

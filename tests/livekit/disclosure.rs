@@ -13,13 +13,15 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Everything that a line may hold: nothing of it is media.
-const KEYS: [&str; 10] = [
+const KEYS: [&str; 12] = [
     "time",
     "event",
+    "run",
     "session",
     "room",
     "participant",
     "direction",
+    "speakers",
     "rung",
     "models",
     "packets",
@@ -96,6 +98,16 @@ fn audited(sidecar: &Sidecar, log: &Path, room: &str, called: (f64, f64)) {
             };
             let (begin, end) = (of("begin"), of("end"));
             assert_eq!(begin["session"], end["session"]);
+            assert_eq!(begin["run"], end["run"]);
+            let other = if participant == "anna" { "ben" } else { "anna" };
+            let speaker = if direction == "from" {
+                participant
+            } else {
+                other
+            };
+            for line in [begin, end] {
+                assert_eq!(line["speakers"], serde_json::json!([speaker]), "{line}");
+            }
             sessions.insert(begin["session"].to_string());
             let (from, to) = (number(begin, "/time"), number(end, "/time"));
             assert!(

@@ -193,12 +193,21 @@ pub(crate) type WsFrame = (u8, Vec<u8>);
 impl WebSocket {
     /// Opens it; the answer where the server refuses.
     pub(crate) fn open(port: u16, target: &str) -> Result<Self, Answer> {
+        Self::open_with(port, target, &[])
+    }
+
+    /// The same with header fields.
+    pub(crate) fn open_with(
+        port: u16,
+        target: &str,
+        headers: &[(&str, &str)],
+    ) -> Result<Self, Answer> {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("the port listens");
         stream
             .set_read_timeout(Some(Duration::from_secs(20)))
             .unwrap();
         let mut head = format!("GET {target} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n");
-        for (name, value) in UPGRADE {
+        for (name, value) in UPGRADE.iter().chain(headers) {
             head.push_str(&format!("{name}: {value}\r\n"));
         }
         head.push_str("\r\n");

@@ -24,6 +24,7 @@ mod harness;
 mod hop;
 mod hop_faults;
 mod http;
+mod identity;
 mod lean;
 mod network;
 mod recode;

@@ -1,7 +1,7 @@
 //! Line edits on a parsed SDP.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 
 use super::aic::{self, AicLine};
@@ -149,7 +149,11 @@ pub fn rewrite(sdp: &Sdp<'_>, edit: &Edit) -> String {
 fn carriers(sdp: &Sdp<'_>) -> HashSet<usize> {
     let media = sdp.media();
     let groups = sdp.bundles();
-    let usable = |mid: &str| media.iter().position(|m| m.mid == mid && !m.rejected);
+    let mut places: HashMap<&str, usize> = HashMap::new();
+    for (index, media) in media.iter().enumerate().filter(|(_, m)| !m.rejected) {
+        places.entry(&media.mid).or_insert(index);
+    }
+    let usable = |mid: &str| places.get(mid).copied();
     let mut carriers: HashSet<usize> = groups
         .iter()
         .filter_map(|mids| mids.iter().find_map(|mid| usable(mid)))
@@ -286,12 +290,14 @@ impl<'a> Text<'a> {
             .iter()
             .find(|steer| steer.mid == media.mid && !media.rejected)
             .unwrap_or(&nothing);
-        let adding: Vec<(u16, &str)> = edit
+        let mut adding: Vec<(u16, &str)> = edit
             .extmaps
             .iter()
             .filter(|(mid, ..)| *mid == media.mid && !media.rejected)
             .map(|(_, id, uri)| (*id, uri.as_str()))
             .collect();
+        // Sections without a mid all have those of the others.
+        adding.dedup();
         let removed = if steer.remove_red {
             red_payload_types(media)
         } else {

@@ -6,8 +6,8 @@ use crate::description::Target;
 use crate::policy::Mode;
 use crate::sdp::{Edit, Sdp, rewrite};
 use crate::signal::{
-    ACTION_RESUME, AddTrack, Join, JoinEdit, Participant, RequestVisitor, ResponseVisitor, SdpSlot,
-    Track,
+    ACTION_RESUME, AddTrack, Join, JoinEdit, MAX_JOIN_REQUEST, Participant, RequestVisitor,
+    ResponseVisitor, SdpSlot, Track,
 };
 
 /// A session and its environment for the time of one message.
@@ -45,6 +45,68 @@ impl RequestVisitor for Visit<'_> {
 
     fn leave(&mut self) {
         self.session.facts.left = true;
+    }
+}
+
+/// A session at the moment in which it, or a copy of it that resumes another, is asked for.
+pub(super) struct Opening<'a> {
+    pub(super) visit: Visit<'a>,
+    /// The session that is to go on.
+    pub(super) resumed: Option<&'a Session>,
+}
+
+/// Most m-sections of an offer to join with; the stock clients' have up to 8. Later ones may have as many as [`crate::sdp::MAX_MEDIA`].
+const MAX_FIRST_MEDIA: usize = 64;
+
+/// Most lines of such an offer; the stock clients' longest have some 600.
+const MAX_FIRST_LINES: usize = 8192;
+
+/// Refuses what would be much work for somebody whom LiveKit doesn't know yet.
+///
+/// # Errors
+/// When a first offer is longer than a `join_request` may be, or has too many m-sections.
+pub(super) fn check_first(sdp: &str) -> Result<(), String> {
+    let is_media = |line: &&str| line.starts_with("m=");
+    if sdp.split('\n').nth(MAX_FIRST_LINES).is_some() {
+        return Err(format!(
+            "an offer to join with has more than {MAX_FIRST_LINES} lines"
+        ));
+    }
+    if sdp.len() > MAX_JOIN_REQUEST {
+        return Err(format!(
+            "an offer to join with is longer than {MAX_JOIN_REQUEST} bytes"
+        ));
+    }
+    if sdp
+        .split('\n')
+        .filter(is_media)
+        .nth(MAX_FIRST_MEDIA)
+        .is_some()
+    {
+        return Err(format!(
+            "an offer to join with has more than {MAX_FIRST_MEDIA} m-sections"
+        ));
+    }
+    Ok(())
+}
+
+impl RequestVisitor for Opening<'_> {
+    fn sdp(&mut self, slot: SdpSlot, sdp: &str) -> Result<Option<String>, String> {
+        check_first(sdp)?;
+        match (slot, self.resumed) {
+            (SdpSlot::SyncOffer | SdpSlot::SyncAnswer, Some(resumed)) => {
+                Ok(resumed.sync_sdp(slot, sdp))
+            }
+            _ => RequestVisitor::sdp(&mut self.visit, slot, sdp),
+        }
+    }
+
+    fn trickle(&mut self, target: Target, candidate_init: &str) -> bool {
+        RequestVisitor::trickle(&mut self.visit, target, candidate_init)
+    }
+
+    fn add_track(&mut self, track: AddTrack) {
+        self.visit.add_track(track);
     }
 }
 
@@ -116,11 +178,14 @@ impl ResponseVisitor for Visit<'_> {
 
     fn join(&mut self, join: Join) -> JoinEdit {
         let session = &mut *self.session;
-        session
-            .facts
-            .participant_sid
-            .clone_from(&join.participant_sid);
+        let facts = &mut session.facts;
+        facts.participant_sid.clone_from(&join.participant_sid);
+        facts.room.clone_from(&join.room_name);
+        facts.identity.clone_from(&join.identity);
         session.tracks.others_gone();
+        for participant in &join.other_participants {
+            session.speakers.set(participant);
+        }
         session.tracks_changed(&join.other_participants);
         let wanted = session
             .config
@@ -150,6 +215,13 @@ impl ResponseVisitor for Visit<'_> {
     }
 
     fn participants(&mut self, participants: Vec<Participant>) {
+        for participant in &participants {
+            self.session.speakers.set(participant);
+            let facts = &mut self.session.facts;
+            if participant.identity == facts.identity && !facts.identity.is_empty() {
+                facts.replaced = participant.sid != facts.participant_sid;
+            }
+        }
         self.session.tracks_changed(&participants);
     }
 
@@ -161,7 +233,9 @@ impl ResponseVisitor for Visit<'_> {
         self.session.tracks.unpublished(sid);
     }
 
-    fn room_moved(&mut self, _room_name: &str) {
+
+    fn room_moved(&mut self, room_name: &str) {
+        room_name.clone_into(&mut self.session.facts.room);
         self.session.tracks.others_gone();
     }
 

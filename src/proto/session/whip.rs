@@ -2,6 +2,7 @@
 //!
 //! There is no AddTrack, so nothing is known of the tracks but their SDP, and what isn't known isn't steered.
 
+use super::visit::check_first;
 use super::{Env, Session, index};
 use crate::description::{Creds, Target};
 use crate::sdp::{
@@ -15,6 +16,7 @@ impl Session {
     /// # Errors
     /// When it is no SDP.
     pub fn whip_offer(&mut self, env: &mut dyn Env, offer: &str) -> Result<String, SignalError> {
+        check_first(offer).map_err(SignalError::Refused)?;
         // LiveKit 1.13.5 ends with a panic when ICE restarts and an m-section of the offer ended with candidates
         // (PatchICECredentialAndCandidatesIntoSDP). It needs none: our checks tell it where we are.
         self.pc(env, Target::Publisher)

@@ -222,10 +222,30 @@ pub fn patch(
     Ok(out)
 }
 
-/// Replaces the strings at the end of a path of field numbers, wherever it occurs.
+/// Checks that a message is well-formed and has each of these fields at most once. One that is there more often is the last one
+/// to some decoders, and all of them merged, if it is a message, to others; no encoder writes it.
 ///
 /// # Errors
-/// When a message on the path is not well-formed or the string is not UTF-8, or what `replace`
+/// Where that isn't so.
+pub fn once(message: &[u8], numbers: &[u32]) -> Result<(), SignalError> {
+    let mut seen = 0_u32;
+    for field in Fields::new(message) {
+        let number = field?.number;
+        if let Some(place) = numbers.iter().position(|known| *known == number) {
+            let bit = 1 << place;
+            if seen & bit != 0 {
+                return Err(SignalError::Repeated(number));
+            }
+            seen |= bit;
+        }
+    }
+    Ok(())
+}
+
+/// Replaces the string at the end of a path of field numbers.
+///
+/// # Errors
+/// When a message on the path is not well-formed or has the field more than once, or the string is not UTF-8, or what `replace`
 /// returns.
 pub fn patch_string(
     message: &[u8],
@@ -235,6 +255,7 @@ pub fn patch_string(
     let Some((number, rest)) = path.split_first() else {
         return Ok(None);
     };
+    once(message, &[*number])?;
     patch(message, *number, |bytes| {
         let new = if rest.is_empty() {
             let text = std::str::from_utf8(bytes).map_err(|_| SignalError::Utf8)?;

@@ -74,13 +74,21 @@ impl Told {
     }
 }
 
+fn authorization<'a>(o: &Opening<'a>) -> Option<&'a str> {
+    o.headers.get("authorization")?.to_str().ok()
+}
+
 /// Sessions whose messages say themselves what is to become of them.
 struct Scripted(Told);
 
 impl Sessions for Scripted {
     fn open(&self, o: &Opening<'_>) -> Result<Opened, Fault> {
-        self.0
-            .add(format!("open {} {} {:?}", o.path, o.query, o.authorization));
+        self.0.add(format!(
+            "open {} {} {:?}",
+            o.path,
+            o.query,
+            authorization(o)
+        ));
         if o.query.contains("undecodable") {
             return Err(Fault::client(
                 What::Undecodable,
@@ -98,7 +106,7 @@ impl Sessions for Scripted {
 
     fn whip(&self, o: &Opening<'_>, message: WhipMessage<'_>) -> Result<Whip, Fault> {
         self.0
-            .add(format!("whip {:?} {message:?}", o.authorization));
+            .add(format!("whip {:?} {message:?}", authorization(o)));
         let body = match message {
             WhipMessage::Offer(text) | WhipMessage::Fragment { text, .. }
                 if text.contains("undecodable") =>

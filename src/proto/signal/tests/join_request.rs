@@ -113,17 +113,62 @@ fn every_sdp_in_it_is_replaced() {
 }
 
 #[test]
-fn all_spellings_of_base64_are_read() {
+fn base64_is_read_as_livekit_reads_it() {
     // Bytes which need the characters that differ.
     let bytes = [wrapped(&inner("v=0"), 0), field(200, &[0xff; 7])].concat();
-    for text in [
-        URL_SAFE.encode(&bytes),
-        URL_SAFE_NO_PAD.encode(&bytes),
-        STANDARD.encode(&bytes),
-    ] {
-        let (_, info) = edit_join_request(&text, &mut Recorder::default()).unwrap();
+    let padded = URL_SAFE.encode(&bytes);
+    assert!(padded.ends_with('=') && padded.contains('_'));
+    let broken = padded.replace('_', "\r\n_");
+    for text in [&padded, &broken] {
+        let (_, info) = edit_join_request(text, &mut Recorder::default()).unwrap();
         assert!(info.has_offer);
     }
+    for text in [URL_SAFE_NO_PAD.encode(&bytes), STANDARD.encode(&bytes)] {
+        let refused = edit_join_request(&text, &mut Recorder::default());
+        assert_eq!(refused.unwrap_err(), SignalError::Base64);
+    }
+}
+
+#[test]
+fn what_is_there_once_is_not_taken_twice() {
+    let edit = |inner: Vec<u8>| {
+        let text = URL_SAFE.encode(wrapped(&inner, 0));
+        edit_join_request(&text, &mut Recorder::replacing("x")).unwrap_err()
+    };
+    for (number, value) in [
+        (6, description("offer", "v=0 a")),
+        (9, b"PA_2".to_vec()),
+        (10, field(5, &description("offer", "v=0 a"))),
+    ] {
+        let twice = [inner("v=0"), field(number, &value)].concat();
+        assert_eq!(edit(twice), SignalError::Repeated(number));
+    }
+    assert_eq!(
+        edit([inner("v=0"), number(7, 1)].concat()),
+        SignalError::Repeated(7)
+    );
+    let offer = [description("offer", "v=0 a"), field(2, b"v=0 b")].concat();
+    assert_eq!(edit(field(6, &offer)), SignalError::Repeated(2));
+    let wrapper = [wrapped(&inner("v=0"), 0), field(2, &inner("v=0 b"))].concat();
+    let text = URL_SAFE.encode(wrapper);
+    assert_eq!(
+        edit_join_request(&text, &mut Recorder::default()).unwrap_err(),
+        SignalError::Repeated(2)
+    );
+}
+
+#[test]
+fn only_so_many_tracks_are_remembered_of_somebody_unknown() {
+    let track = |size: usize| field(5, &field(1, &vec![b'x'; size]));
+    let request = [track(5000), track(3).repeat(100)].concat();
+    let mut visitor = Recorder::default();
+    let text = URL_SAFE.encode(wrapped(&request, 1));
+    edit_join_request(&text, &mut visitor).unwrap();
+    assert_eq!(visitor.added.len(), MAX_JOIN_TRACKS);
+    assert!(visitor.added.iter().all(|track| track.cid.len() == 3));
+    let many = URL_SAFE.encode(wrapped(&number(99, 1).repeat(1000), 1));
+    let refused = edit_join_request(&many, &mut Recorder::default());
+    assert!(matches!(refused, Err(SignalError::Wire(_))));
 }
 
 #[test]

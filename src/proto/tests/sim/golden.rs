@@ -4,12 +4,13 @@ use crate::media::lean;
 use crate::sdp::Described;
 use crate::session::{FINGERPRINT, section, session};
 use crate::world::{TestEnv, back, front};
+use auralink_proto::asked::{Asked, Request};
 use auralink_proto::description::Target;
 use auralink_proto::policy::{Mode, Policy, RedPolicy};
-use auralink_proto::session::{Session, resumed_sid};
+use auralink_proto::session::Session;
 use auralink_proto::signal::{
     Frame, RequestVisitor, ResponseVisitor, SdpSlot, Verdict, edit_join_request, edit_request,
-    edit_response,
+    edit_response, wire,
 };
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -77,6 +78,19 @@ pub(crate) fn golden(name: &str) -> Vec<Entry> {
             },
         )
         .collect()
+}
+
+/// The `JoinRequest` in the value of a query, unzipped.
+pub(crate) fn read_query(value: &str) -> Vec<u8> {
+    let wrapped = base64::engine::general_purpose::URL_SAFE
+        .decode(value)
+        .unwrap();
+    let inner = wire::Fields::new(&wrapped).find_map(|field| field.unwrap().bytes());
+    let mut plain = Vec::new();
+    match flate2::read::GzDecoder::new(inner.unwrap()).read_to_end(&mut plain) {
+        Ok(_) => plain,
+        Err(_) => inner.unwrap().to_vec(),
+    }
 }
 
 const ALL: [&str; 9] = [
@@ -366,6 +380,10 @@ fn with_off_every_other_line_of_an_sdp_stays() {
 
 #[test]
 fn a_stranger_to_this_process_is_known_by_what_it_resumes() {
+    let resumed_sid = |query: &str| {
+        let asked = Asked::read(&Request::of(query)).ok()?;
+        asked.resumes().map(str::to_owned)
+    };
     assert_eq!(
         resumed_sid("version=1&reconnect=1&sid=PA_abc").as_deref(),
         Some("PA_abc")
@@ -376,7 +394,10 @@ fn a_stranger_to_this_process_is_known_by_what_it_resumes() {
         let sids: Vec<_> = golden(name)
             .into_iter()
             .filter_map(|entry| match entry {
-                Entry::Query(value) => Some(resumed_sid(&format!("join_request={value}"))),
+                Entry::Query(value) => Some(resumed_sid(&format!(
+                    "join_request={}",
+                    value.replace('=', "%3D")
+                ))),
                 _ => None,
             })
             .collect();

@@ -26,3 +26,4 @@ mod ice;
 mod media;
 mod recode;
 mod session;
+mod strangers;

@@ -1,0 +1,106 @@
+//! Who speaks in which track, as LiveKit tells it: for the audit log, which has to say whose speech was coded on its way to a listener.
+
+use crate::signal::Participant;
+use std::collections::HashMap;
+
+/// Participants whose tracks are remembered; rooms of real-time speech are smaller.
+const MAX_PARTICIPANTS: usize = 4096;
+
+/// Tracks that are remembered of each.
+const MAX_TRACKS: usize = 64;
+
+/// `ParticipantInfo.State.DISCONNECTED`.
+const DISCONNECTED: i32 = 3;
+
+/// Identities by track sid.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Speakers {
+    by_track: HashMap<String, String>,
+    tracks: HashMap<String, Vec<String>>,
+}
+
+impl Speakers {
+    /// What a participant publishes now; nothing, once it is gone.
+    pub(super) fn set(&mut self, participant: &Participant) {
+        let Participant {
+            identity, tracks, ..
+        } = participant;
+        for sid in self.tracks.remove(identity).into_iter().flatten() {
+            self.by_track.remove(&sid);
+        }
+        if participant.state == DISCONNECTED
+            || tracks.is_empty()
+            || self.tracks.len() >= MAX_PARTICIPANTS
+        {
+            return;
+        }
+        let sids: Vec<String> = tracks
+            .iter()
+            .map(|track| track.sid.clone())
+            .take(MAX_TRACKS)
+            .collect();
+        for sid in &sids {
+            self.by_track.insert(sid.clone(), identity.clone());
+        }
+        self.tracks.insert(identity.clone(), sids);
+    }
+
+    /// Whose track it is.
+    pub(super) fn of(&self, track: &str) -> Option<&str> {
+        self.by_track.get(track).map(String::as_str)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::signal::Track;
+
+    fn participant(identity: &str, state: i32, sids: &[&str]) -> Participant {
+        Participant {
+            identity: identity.to_owned(),
+            state,
+            tracks: sids
+                .iter()
+                .map(|sid| Track {
+                    sid: (*sid).to_owned(),
+                    ..Track::default()
+                })
+                .collect(),
+            ..Participant::default()
+        }
+    }
+
+    #[test]
+    fn what_ended_is_forgotten() {
+        let mut speakers = Speakers::default();
+        speakers.set(&participant("anna", 2, &["TR_1", "TR_2"]));
+        speakers.set(&participant("bert", 2, &["TR_3"]));
+        assert_eq!(speakers.of("TR_2"), Some("anna"));
+        speakers.set(&participant("anna", 2, &["TR_2"]));
+        assert_eq!(
+            (speakers.of("TR_1"), speakers.of("TR_2")),
+            (None, Some("anna"))
+        );
+        speakers.set(&participant("anna", DISCONNECTED, &["TR_2"]));
+        speakers.set(&participant("bert", 2, &[]));
+        assert!(speakers.by_track.is_empty() && speakers.tracks.is_empty());
+    }
+
+    #[test]
+    fn a_room_of_any_size_takes_bounded_memory() {
+        let mut speakers = Speakers::default();
+        let sids: Vec<String> = (0..1000).map(|n| format!("TR_{n}")).collect();
+        let sids: Vec<&str> = sids.iter().map(String::as_str).collect();
+        for n in 0..MAX_PARTICIPANTS + 10 {
+            speakers.set(&participant(&format!("p{n}"), 2, &sids));
+        }
+        assert_eq!(speakers.tracks.len(), MAX_PARTICIPANTS);
+        assert!(
+            speakers
+                .tracks
+                .values()
+                .all(|sids| sids.len() <= MAX_TRACKS)
+        );
+    }
+}
