@@ -207,7 +207,8 @@ impl Fault {
         serde_json::json!({"error": self.detail, "side": self.side.as_str(), "what": self.what.as_str()}).to_string()
     }
 
-    /// Counts it and writes its log line, of each kind one in ten seconds with the number of those left out (`more`). `path` is the request's path without query; `session` the session's id, or "".
+    /// Counts it and writes its log line, of each kind one in ten seconds with the number of those left out (`more`). `path` is
+    /// the request's path without query; `session` the session's id, or "".
     /// Clients' faults go to debug: strangers must not be able to fill the log.
     pub fn report(&self, path: &str, session: &str) {
         metrics::counter!(FAULTS, "side" => self.side.as_str(), "what" => self.what.as_str())
@@ -215,20 +216,20 @@ impl Fault {
         let (what, cause) = (self.what.as_str(), self.cause.as_deref().unwrap_or(""));
         // Never the whole of what a stranger may have made long; Debug escapes control characters.
         let path = path.get(..path.floor_char_boundary(96)).unwrap_or("");
-        let detail = Shown(&self.detail);
+        let (detail, cause) = (Shown(&self.detail), Shown(cause));
         let side = self.side.as_str();
         if self.side == Side::Client || matches!(self.what, What::Busy | What::Draining) {
-            tracing::debug!(side, what, ?path, session, cause, "{detail}");
+            tracing::debug!(side, what, ?path, session, %cause, "{detail}");
             return;
         }
         let Some(more) = seldom((side, what)) else {
-            tracing::debug!(side, what, ?path, session, cause, "{detail}");
+            tracing::debug!(side, what, ?path, session, %cause, "{detail}");
             return;
         };
         if self.side == Side::Upstream {
-            tracing::warn!(side, what, ?path, session, cause, more, "{detail}");
+            tracing::warn!(side, what, ?path, session, %cause, more, "{detail}");
         } else {
-            tracing::error!(side, what, ?path, session, cause, more, "{detail}");
+            tracing::error!(side, what, ?path, session, %cause, more, "{detail}");
         }
     }
 }

@@ -2,6 +2,7 @@
 //! answers of any kind, and reports. The bytes are a script: a command, then what it needs.
 #![cfg_attr(fuzzing, no_main)]
 
+use auralink_fuzz::fuzz_target;
 use auralink_proto::aic::payload::Payload;
 use auralink_proto::hop::{
     Decoded, Encoded, PackTiming, Packer, PackerConfig, Redundancy, Refusal, RestoreTiming,
@@ -9,7 +10,6 @@ use auralink_proto::hop::{
 };
 use auralink_proto::ladder::{CodecId, Frames, Rung, Rungs};
 use auralink_proto::packet::RtpHeader;
-use auralink_fuzz::fuzz_target;
 use std::time::{Duration, Instant};
 
 struct Script<'a>(&'a [u8]);

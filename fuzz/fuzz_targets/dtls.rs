@@ -2,7 +2,7 @@
 //! cuts what they send, changes it, and speaks in their names, with their keys once there are some.
 //!
 //! Input: for each datagram a byte that says what becomes of it, and what that takes.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 #![allow(dead_code)]
 
 #[path = "../../src/proto/tests/sim/dtls_pair.rs"]
@@ -10,9 +10,9 @@ mod dtls_pair;
 #[path = "../../src/proto/tests/sim/net.rs"]
 mod net;
 
+use auralink_fuzz::fuzz_target;
 use auralink_proto::dtls::MAX_HELD;
 use dtls_pair::{CLIENT, Keys, Pair, SERVER, cut, record};
-use libfuzzer_sys::fuzz_target;
 use std::time::Duration;
 
 /// Commands of one input: a handshake needs some ten.

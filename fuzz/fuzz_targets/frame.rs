@@ -1,9 +1,9 @@
 //! WebSocket frames of strangers: what is read depends on the bytes and not on where they were cut, memory on what came and not on
 //! what a header claims, and what is read can be written and read again.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use auralink::signal::fuzz::{frames, written};
-use libfuzzer_sys::fuzz_target;
+use auralink_fuzz::fuzz_target;
 
 /// Longest message, bytes.
 const MOST: usize = 4096;

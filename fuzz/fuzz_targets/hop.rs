@@ -3,8 +3,9 @@
 //! are a script: a command, then what it needs.
 //!
 //! Whatever is sent, no framed packet goes on as it is, no number of a stream goes on with two payloads, and what waits is bounded.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
+use auralink_fuzz::fuzz_target;
 use auralink_proto::coding::{Coding, EngineRungs, Job, Outcome, Taken};
 use auralink_proto::description::{PackRule, RecodeRule, RestoreRule, TrackRule};
 use auralink_proto::flow::Flow;
@@ -13,7 +14,6 @@ use auralink_proto::hop::{Decoded, Encoded, Refusal};
 use auralink_proto::ladder::{CodecId, Rung, Rungs};
 use auralink_proto::packet::RtpHeader;
 use auralink_proto::relay::Now;
-use libfuzzer_sys::fuzz_target;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 

@@ -1,9 +1,9 @@
 //! ICE-TCP framing (RFC 4571): whatever a stranger writes into a connection, in whatever pieces it is read.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
+use auralink_fuzz::fuzz_target;
 use auralink_proto::framing::{Deframer, MAX_FRAME, PREFIX};
 use auralink_proto::stun::addressed_ufrag;
-use libfuzzer_sys::fuzz_target;
 
 /// Reads the stream in pieces; the frames, and whether it could be read to its end.
 fn read(stream: &[u8], mut piece: impl FnMut() -> usize) -> (Vec<Vec<u8>>, bool) {

@@ -1,10 +1,10 @@
 //! The query of a signalling request: base64, gzip and protobuf from strangers.
 #![cfg_attr(fuzzing, no_main)]
 
+use auralink_fuzz::fuzz_target;
 use auralink_proto::asked::{Asked, Request};
 use auralink_proto::description::Target;
 use auralink_proto::signal::{RequestVisitor, SdpSlot, edit_join_request};
-use auralink_fuzz::fuzz_target;
 
 struct Visitor(Option<&'static str>);
 

@@ -15,9 +15,9 @@ mod sdp;
 #[path = "../../src/proto/tests/sim/world.rs"]
 mod world;
 
+use auralink_fuzz::fuzz_target;
 use auralink_proto::relay::Side;
 use auralink_proto::stun::Path;
-use auralink_fuzz::fuzz_target;
 use world::{Options, World, addr, back, client_addr, front, server_addr};
 
 fuzz_target!(|data: &[u8]| {

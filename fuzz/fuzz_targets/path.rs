@@ -1,9 +1,9 @@
 //! Paths of strangers: nothing that a lenient reader takes for a session's is spliced, and nothing leaves the base path.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
 use auralink::signal::path::{Place, read, target};
+use auralink_fuzz::fuzz_target;
 use hyper::Method;
-use libfuzzer_sys::fuzz_target;
 
 /// The parts of a path for a reader who decodes as long as there is anything to decode, takes every slash for one, and resolves
 /// dots; `None` where dots lead above the root.

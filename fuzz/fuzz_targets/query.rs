@@ -1,8 +1,8 @@
 //! Queries of strangers: what is read is what Go would read, and what goes on says the same.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
+use auralink_fuzz::fuzz_target;
 use auralink_proto::query::{Query, Unclear};
-use libfuzzer_sys::fuzz_target;
 
 /// Go's `net/url.ParseQuery`, as simple as it gets: all values of a name, in order, of the pairs that it doesn't leave out.
 fn go(query: &str, name: &str) -> Vec<Vec<u8>> {

@@ -1,12 +1,12 @@
 //! Decrypted RTP and RTCP: headers, extensions, RED, report blocks and a direction's rules.
 #![cfg_attr(fuzzing, no_main)]
 
+use auralink_fuzz::fuzz_target;
 use auralink_proto::aic::Hint;
 use auralink_proto::description::{MediaKind, TrackRule};
 use auralink_proto::flow::Flow;
 use auralink_proto::packet::{RtpHeader, append_extension, classify, report_blocks};
 use auralink_proto::red::{Shed, shed, wrap};
-use auralink_fuzz::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
     let Some((&[a, id], packet)) = data.split_first_chunk::<2>() else {

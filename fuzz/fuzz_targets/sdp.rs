@@ -1,13 +1,13 @@
 //! SDP and its fragments: reading never fails badly, rewriting gives SDP again, and rewriting that changes nothing.
 #![cfg_attr(fuzzing, no_main)]
 
+use auralink_fuzz::fuzz_target;
 use auralink_proto::description::{Creds, HostCandidate};
 use auralink_proto::ladder::Rungs;
 use auralink_proto::sdp::{
     AicLine, Edit, FragmentEdit, MediaSteer, Sdp, fragment_creds, free_extmap_ids,
     free_payload_type, rewrite, rewrite_fragment,
 };
-use auralink_fuzz::fuzz_target;
 
 fuzz_target!(|text: &str| {
     let candidates = vec![

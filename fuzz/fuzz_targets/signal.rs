@@ -1,13 +1,13 @@
 //! Signalling frames of either direction and encoding, through the patcher and through a session.
 #![cfg_attr(fuzzing, no_main)]
 
+use auralink_fuzz::fuzz_target;
 use auralink_proto::description::Target;
 use auralink_proto::policy::{Mode, Policy};
 use auralink_proto::session::{Env, Session, SessionConfig};
 use auralink_proto::signal::{
     Frame, RequestVisitor, ResponseVisitor, SdpSlot, Verdict, edit_request, edit_response,
 };
-use auralink_fuzz::fuzz_target;
 use std::net::SocketAddr;
 
 /// Changes nothing, or every SDP.

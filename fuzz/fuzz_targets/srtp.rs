@@ -2,7 +2,7 @@
 //!
 //! Input: a byte that says which profile, and whether it goes through a whole relay that enhances audio; then for each packet two bytes
 //! of flags and length, and its contents before they are encrypted.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 #![allow(dead_code)]
 
 #[path = "../../src/proto/tests/sim/net.rs"]
@@ -14,6 +14,7 @@ mod sdp;
 #[path = "../../src/proto/tests/sim/world.rs"]
 mod world;
 
+use auralink_fuzz::fuzz_target;
 use auralink_proto::coding::{EngineRungs, Job, Outcome};
 use auralink_proto::dtls::{SrtpKeys, SrtpProtectionProfile};
 use auralink_proto::ladder::Rungs;
@@ -22,7 +23,6 @@ use auralink_proto::policy::{Mode, Policy};
 use auralink_proto::relay::Side;
 use auralink_proto::srtp::{Refusal, Srtp};
 use auralink_proto::stun::Path;
-use libfuzzer_sys::fuzz_target;
 use peer::Peer;
 use std::collections::HashSet;
 use world::{CM, GCM, Options, World, client_addr, front};

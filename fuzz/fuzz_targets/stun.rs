@@ -2,11 +2,11 @@
 //! hostile but authentic peer would send them.
 #![cfg_attr(fuzzing, no_main)]
 
+use auralink_fuzz::fuzz_target;
 use auralink_proto::description::{Creds, LegDescription};
 use auralink_proto::ice::FullAgent;
 use auralink_proto::stun::{Checked, LiteAgent, Path, addressed_ufrag};
 use is::Sha1HmacProvider;
-use auralink_fuzz::fuzz_target;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 

@@ -1,12 +1,12 @@
 //! Tokens of strangers: where they stand in a request, and what they claim.
 #![cfg_attr(fuzzing, no_main)]
 
+use auralink_fuzz::fuzz_target;
 use auralink_proto::asked::{Request, whip_claims};
 use auralink_proto::query::Unclear;
 use auralink_proto::token::claims;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use auralink_fuzz::fuzz_target;
 
 fn token(payload: &str) -> String {
     format!("x.{}.y", URL_SAFE_NO_PAD.encode(payload))

@@ -25,7 +25,7 @@ macro_rules! fuzz_target {
 
         #[cfg(not(fuzzing))]
         fn main() -> std::process::ExitCode {
-            $crate::replay(|$data: &[u8]| { $body })
+            $crate::replay(|$data: &[u8]| $body)
         }
     };
 }

@@ -15,7 +15,7 @@ pub(super) fn description(ufrag: &str) -> PcDescription {
             pwd: "a-password-of-22-chars".to_owned(),
         },
         remote: None,
-        fingerprint: None,
+        fingerprints: Vec::new(),
         dtls: None,
         remote_candidates: Vec::new(),
         remote_lite: false,

@@ -20,9 +20,7 @@ use crate::description::{
 use crate::ladder::{Rung, Rungs};
 use crate::policy::{Mode, Policy};
 use crate::sdp::{AicLine, Edit, Media, MediaSteer, Sdp, Setup, rewrite};
-use crate::signal::{
-    Frame, Participant, SignalError, Verdict, edit_request, edit_response,
-};
+use crate::signal::{Frame, Participant, SignalError, Verdict, edit_request, edit_response};
 use crate::steering::{Hop, MID_URI, down_rules, steer, up_rules};
 use crate::tracks::Tracks;
 use hop::{aic_extmaps, aic_pts, answered_aic, answered_extmaps, offered_aic, unanswered_id};

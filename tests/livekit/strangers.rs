@@ -190,7 +190,10 @@ fn joins(sidecar: &Sidecar) {
     let mut request = Vec::new();
     for n in 0..2_000u32 {
         // JoinRequest.add_track_requests: cid and source.
-        request.extend(field(5, &[field(1, format!("track-{n}").as_bytes()), vec![0x40, 2]].concat()));
+        request.extend(field(
+            5,
+            &[field(1, format!("track-{n}").as_bytes()), vec![0x40, 2]].concat(),
+        ));
     }
     let mut sdp = "v=0\r\no=- 1 1 IN IP4 0.0.0.0\r\ns=-\r\nt=0 0\r\n".to_owned();
     for n in 0..512 {
@@ -220,14 +223,21 @@ fn joins(sidecar: &Sidecar) {
     }
     head.push_str("\r\n");
     let mut answers = Vec::new();
-    pace(25, |_| answers.extend(connections(sidecar.port, 1, head.as_bytes())));
+    pace(25, |_| {
+        answers.extend(connections(sidecar.port, 1, head.as_bytes()))
+    });
     for mut answer in answers {
-        answer.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        answer
+            .set_read_timeout(Some(Duration::from_secs(10)))
+            .unwrap();
         let mut status = [0; 12];
         // A connection that was closed instead is a refusal as well.
         if answer.read_exact(&mut status).is_ok() {
             let status = String::from_utf8_lossy(&status).into_owned();
-            assert!(status.starts_with("HTTP/1.1 4"), "{status} for a forged token");
+            assert!(
+                status.starts_with("HTTP/1.1 4"),
+                "{status} for a forged token"
+            );
         }
     }
 }
@@ -237,7 +247,9 @@ fn base64_url(bytes: &[u8]) -> String {
     bytes
         .chunks(3)
         .flat_map(|three| {
-            let bits = three.iter().enumerate().fold(0u32, |bits, (n, byte)| bits | u32::from(*byte) << (16 - 8 * n));
+            let bits = three.iter().enumerate().fold(0u32, |bits, (n, byte)| {
+                bits | u32::from(*byte) << (16 - 8 * n)
+            });
             (0..=three.len()).map(move |n| char::from(DIGITS[(bits >> (18 - 6 * n) & 63) as usize]))
         })
         .collect()
@@ -251,12 +263,21 @@ fn refusals(sidecar: &Sidecar) {
         b"\x16\x03\x01\x00\xa5\x01\x00\x00\xa1\x03\x03",
         b"GET /%2e%2e/%2e%2e/admin HTTP/1.1\r\nHost: x\r\n\r\n",
     ];
-    pace(200, |n| drop(connections(sidecar.port, 1, heads[n as usize % heads.len()])));
+    pace(200, |n| {
+        drop(connections(
+            sidecar.port,
+            1,
+            heads[n as usize % heads.len()],
+        ))
+    });
 }
 
 fn resident_kib(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmRSS:"))
+        .unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
@@ -283,7 +304,7 @@ fn strangers_cost_a_call_nothing() {
     let held = resident_kib(sidecar.process.pid());
     let lines = sidecar.log().len();
 
-    type Kinds<'a> = [(&'static str, &'a dyn Fn(&Sidecar)); 6];
+    type Kinds<'a> = [(&'static str, &'a (dyn Fn(&Sidecar) + Sync)); 6];
     let kinds: Kinds<'_> = [
         ("nothing", &|_| std::thread::sleep(EACH)),
         ("datagrams", &datagrams),
@@ -308,7 +329,12 @@ fn strangers_cost_a_call_nothing() {
             ] {
                 let answer = http::get(port, &target)
                     .unwrap_or_else(|error| panic!("{target} beside {what}: {error}"));
-                assert_eq!(answer.status, 200, "{target} beside {what}: {}", answer.text());
+                assert_eq!(
+                    answer.status,
+                    200,
+                    "{target} beside {what}: {}",
+                    answer.text()
+                );
             }
             strangers.join().unwrap();
         });
@@ -333,11 +359,19 @@ fn strangers_cost_a_call_nothing() {
     for (span, crossed) in spans.iter().zip(&found) {
         println!("beside {}: {crossed:?}", span.what);
     }
-    println!("{grown} KiB more are held; {} lines at info and above", loud.len());
+    println!(
+        "{grown} KiB more are held; {} lines at info and above",
+        loud.len()
+    );
     for (span, crossed) in spans.iter().zip(&found) {
         // Two talkers, two listeners, 50 packets a second and way.
         assert!(crossed.packets > 300, "beside {}: {crossed:?}", span.what);
-        assert_eq!((crossed.late, crossed.lost), (0, 0), "beside {}: {crossed:?}", span.what);
+        assert_eq!(
+            (crossed.late, crossed.lost),
+            (0, 0),
+            "beside {}: {crossed:?}",
+            span.what
+        );
     }
     assert!(grown < MOST_KIB, "{grown} KiB are held for strangers");
     assert!(loud.len() < 20, "strangers fill the log: {loud:#?}");

@@ -48,7 +48,7 @@ impl Identity {
         &self.fingerprint
     }
 
-    pub(crate) fn provider(&self) -> &dyn RTCCryptoProvider {
+    pub(super) fn provider(&self) -> &dyn RTCCryptoProvider {
         self.provider.as_ref()
     }
 

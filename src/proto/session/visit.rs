@@ -233,7 +233,6 @@ impl ResponseVisitor for Visit<'_> {
         self.session.tracks.unpublished(sid);
     }
 
-
     fn room_moved(&mut self, room_name: &str) {
         room_name.clone_into(&mut self.session.facts.room);
         self.session.tracks.others_gone();

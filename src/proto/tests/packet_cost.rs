@@ -244,7 +244,7 @@ fn a_strangers_check_is_one_hash_at_the_most() {
     let description = LegDescription {
         local: creds(1),
         remote: Some(creds(2)),
-        fingerprint: None,
+        fingerprints: Vec::new(),
         dtls: None,
         remote_candidates: Vec::new(),
         remote_lite: false,

@@ -67,7 +67,7 @@ fn forgery(rng: &mut Rng) -> Vec<u8> {
         }
         4 => record(20, u8::from(rng.chance(0.5)), number, &[1]),
         5 => record(21, u8::from(rng.chance(0.5)), number, &[2, 40]),
-        6 => record(22, 1, number, &body[..body.len().min(100)].repeat(1)),
+        6 => record(22, 1, number, &body[..body.len().min(100)]),
         _ => record(23, u8::from(rng.chance(0.5)), number, &body),
     }
 }
