@@ -16,7 +16,7 @@ FUZZ_SECONDS ?= 120
 # Each test of tests/livekit is a whole call with several processes: more at a time would measure the machine.
 export RUST_TEST_THREADS ?= 2
 
-.PHONY: help setup models build test lint licences demo measure ladder bench fuzz clean tools
+.PHONY: help setup models build test seeds lint licences demo measure ladder bench fuzz clean tools
 
 help: ## what the targets are
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
@@ -37,7 +37,17 @@ build: tools ## the release binary
 test: setup lint ## everything that has to hold: format, lints, licences, converted models, tests against the real server
 	scripts/models/make.sh --test
 	"$(PYTHON)" -B scripts/test_transit.py
+	$(MAKE) --no-print-directory seeds
 	scripts/test.sh
+
+# One process for each target, as under the fuzzer; no nightly toolchain, no sanitizer.
+seeds: tools ## every fuzz target over its seeds in fuzz/seeds
+	cargo build --locked --bins --manifest-path fuzz/Cargo.toml
+	@for target in fuzz/fuzz_targets/*.rs; do \
+		name=$$(basename "$$target" .rs); \
+		printf 'seeds of %s: ' "$$name"; \
+		"$(CARGO_TARGET_DIR)/debug/$$name" "fuzz/seeds/$$name"; \
+	done
 
 lint: tools licences ## rustfmt, clippy with warnings denied, licences; the fuzz targets' format and lock file
 	cargo fmt --all --check

@@ -149,7 +149,8 @@ pub async fn run(settings: Settings, path: &Path) -> Result<(), Fault> {
         metrics: recorder,
         rooms,
     };
-    admin::start(admin_bound, Arc::new(admin)).map_err(cannot)?;
+    let admin = admin::start(admin_bound, Arc::new(admin)).map_err(cannot)?;
+    tasks.need("admin", admin);
     let (drain, draining) = tokio::sync::watch::channel(Drain::Running);
     tracing::info!(
         listen = %bound.local_addr(),

@@ -45,7 +45,7 @@ fuzz_target!(|data: &[u8]| {
         &LegDescription {
             local: creds(1),
             remote: Some(creds(2)),
-            fingerprint: None,
+            fingerprints: Vec::new(),
             dtls: None,
             remote_candidates: Vec::new(),
             remote_lite: false,

@@ -99,25 +99,32 @@ impl Bound {
     }
 }
 
-/// Serves on a thread of its own until the process ends. It goes on during a drain, so that the drain can be watched.
+/// Serves on a thread of its own until the process ends. It goes on during a drain, so that the drain can be watched. The future
+/// ends with the thread, however that ends.
 ///
 /// # Errors
 /// The system has no thread for it.
-pub fn start(bound: Bound, admin: Arc<Admin>) -> io::Result<()> {
+pub fn start(bound: Bound, admin: Arc<Admin>) -> io::Result<impl Future<Output = ()> + use<>> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(MAX_QUESTIONS)
         .thread_name("admin-ask")
         .build()?;
+    let (alive, ended) = tokio::sync::oneshot::channel::<()>();
     let serving = move || {
+        // Dropped when the thread ends, by a panic too.
+        let _alive = alive;
         if let Err(error) = runtime.block_on(serve(bound, admin)) {
             tracing::error!(%error, "the admin listener has ended");
         }
     };
     std::thread::Builder::new()
         .name("admin".into())
-        .spawn(serving)
-        .map(drop)
+        .spawn(serving)?;
+    Ok(async move {
+        // Nothing is ever sent: this is the sender's end.
+        let _ = ended.await;
+    })
 }
 
 /// One connection, and whether a request of it is being answered.

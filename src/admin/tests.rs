@@ -237,7 +237,7 @@ fn started(source: Arc<dyn StatusSource>) -> SocketAddr {
         metrics: recorder().handle(),
         rooms: Rooms::new(1),
     };
-    start(bound, Arc::new(admin)).unwrap();
+    let _serving = start(bound, Arc::new(admin)).unwrap();
     address
 }
 
