@@ -115,7 +115,7 @@ pub struct Counters {
     pub failed: u64,
     /// Jobs done after their deadline.
     pub late: u64,
-    /// Jobs thrown away unseen because they were far too old.
+    /// Jobs thrown away unseen because they were far too old, or because the thread that took them had been replaced.
     pub expired: u64,
     /// Jobs not taken because a queue was full or a thread hung.
     pub busy: u64,
@@ -319,8 +319,8 @@ impl Port {
     /// Hands a job in. Never blocks.
     ///
     /// # Errors
-    /// The job isn't taken where the track's thread is behind or this participant has its share of the queue ([`Busy::Full`]), where
-    /// the thread hangs ([`Busy::Hangs`]), or where the engine has ended.
+    /// The job isn't taken where the track's thread is behind or its peer connection has its share of the queue
+    /// ([`Busy::Full`]), where the thread hangs ([`Busy::Hangs`]), or where the engine has ended.
     pub fn try_send(&self, job: Job) -> Result<(), Busy> {
         if self.shared.ended.load(Ordering::Relaxed) {
             return Err(Busy::Ended);

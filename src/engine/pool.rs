@@ -33,7 +33,7 @@ pub(crate) struct Item {
     pub(crate) job: Job,
     pub(crate) sent: Instant,
     pub(crate) port: Arc<PortShared>,
-    /// Whose share of the queue it takes.
+    /// The place in [`Shares`] of its peer connection, whose share of the queue it takes.
     pub(crate) share: usize,
 }
 
@@ -56,7 +56,7 @@ pub(crate) struct Slot {
     breakers: Mutex<Breakers>,
     /// Bits of the rungs that its breakers allow.
     allowed: AtomicU16,
-    /// Whose jobs wait for it.
+    /// How many jobs of each peer connection wait for it.
     pub(crate) shares: Shares,
 }
 
@@ -337,6 +337,8 @@ impl Thread {
                 default(Duration::from_millis(100)) => {}
             }
             if self.shared.ended.load(Ordering::Relaxed) || !self.is_current(slot) {
+                // What it took on its last look is nobody else's any more.
+                Outbox::new(&self.shared, slot, self.generation).refuse(&mut items);
                 return;
             }
             if items.is_empty() {
@@ -418,30 +420,13 @@ impl<'a> Outbox<'a> {
         } in items.drain(..)
         {
             self.slot.shares.give_back(share);
-            if now.saturating_duration_since(sent) > oldest {
-                let outcome = match &job {
-                    Job::Encode(job) => Some(Outcome::Refused {
-                        track: job.track,
-                        id: job.id,
-                        reason: Refusal::Failed,
-                    }),
-                    Job::Recode(job) => Some(Outcome::Refused {
-                        track: job.track,
-                        id: job.id,
-                        reason: Refusal::Failed,
-                    }),
-                    Job::Decode(job) => Some(Outcome::Failed {
-                        track: job.track,
-                        id: job.id,
-                    }),
-                    Job::Close { .. } => None,
-                };
-                if let Some(outcome) = outcome {
-                    // Nothing against the engine: its thread hung, which was told, or the jobs before it were late, which was too.
-                    count(&self.shared.counters.expired);
-                    self.send(outcome, &port);
-                    continue;
-                }
+            if now.saturating_duration_since(sent) > oldest
+                && let Some(outcome) = undone(&job)
+            {
+                // Nothing against the engine: its thread hung, which was told, or the jobs before it were late, which was too.
+                count(&self.shared.counters.expired);
+                self.send(outcome, &port);
+                continue;
             }
             let key = Key {
                 port: port.id,
@@ -451,6 +436,29 @@ impl<'a> Outbox<'a> {
             jobs.push((key, job));
         }
         (fresh, jobs)
+    }
+
+    /// Answers jobs that nobody will do, for a thread that ends. What another thread is doing by now, and its breakers, are left
+    /// alone.
+    fn refuse(&mut self, items: &mut Vec<Item>) {
+        for Item {
+            job, port, share, ..
+        } in items.drain(..)
+        {
+            self.slot.shares.give_back(share);
+            // The end of a track needs no answer: whose thread was replaced is forgotten with it, or for being idle.
+            if let Some(outcome) = undone(&job) {
+                count(&self.shared.counters.expired);
+                self.send(outcome, &port);
+            }
+        }
+        self.wake();
+    }
+
+    fn wake(&mut self) {
+        for port in self.waiting.drain(..) {
+            (port.wake)();
+        }
     }
 
     fn is_current(&self) -> bool {
@@ -464,6 +472,24 @@ impl<'a> Outbox<'a> {
         if !self.waiting.iter().any(|waiting| waiting.id == port.id) {
             self.waiting.push(port.clone());
         }
+    }
+}
+
+/// The answer to a job that isn't done.
+fn undone(job: &Job) -> Option<Outcome> {
+    let refused = |track, id| Outcome::Refused {
+        track,
+        id,
+        reason: Refusal::Failed,
+    };
+    match job {
+        Job::Encode(job) => Some(refused(job.track, job.id)),
+        Job::Recode(job) => Some(refused(job.track, job.id)),
+        Job::Decode(job) => Some(Outcome::Failed {
+            track: job.track,
+            id: job.id,
+        }),
+        Job::Close { .. } => None,
     }
 }
 
@@ -520,9 +546,7 @@ impl Sink for Outbox<'_> {
     }
 
     fn flush(&mut self) {
-        for port in self.waiting.drain(..) {
-            (port.wake)();
-        }
+        self.wake();
         self.slot.look_at_breakers(Instant::now());
         self.shared.publish();
     }
@@ -530,7 +554,76 @@ impl Sink for Outbox<'_> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::job::{Direction, Encode};
+
+    #[test]
+    fn a_thread_that_was_replaced_while_it_slept_gives_back_what_it_woke_up_to() {
+        let config = EngineConfig {
+            threads: 1,
+            ..EngineConfig::default()
+        };
+        let shared = Arc::new(Shared::new(config, Instant::now()));
+        let slot = &shared.slots[0];
+        let (sender, outcomes) = crossbeam_channel::bounded(4);
+        let wakes = Arc::new(AtomicU64::new(0));
+        let counter = wakes.clone();
+        let port = Arc::new(PortShared {
+            id: 0,
+            outcomes: sender,
+            wake: Arc::new(move || count(&counter)),
+        });
+        let track = 5 << 16;
+        let share = Shares::of(port.id, track);
+        let encode = Job::Encode(Encode {
+            track,
+            id: 7,
+            rung: Rung::L3,
+            packets: Vec::new(),
+            lost_before: 0,
+        });
+        let close = Job::Close {
+            track,
+            direction: Direction::Encode,
+        };
+        for job in [encode, close] {
+            assert!(slot.shares.take(share, 1, true));
+            let item = Item {
+                job,
+                sent: Instant::now(),
+                port: port.clone(),
+                share,
+            };
+            assert!(slot.jobs.try_send(item).is_ok());
+            let replaced = Thread {
+                shared: shared.clone(),
+                index: 0,
+                generation: 0,
+            };
+            slot.generation.store(1, Ordering::Relaxed);
+            replaced.run(Kit::default());
+            assert!(
+                slot.shares.take(share, 1, false),
+                "a place that nobody takes"
+            );
+            slot.shares.give_back(share);
+        }
+        let refused = outcomes.try_recv().unwrap();
+        assert!(
+            matches!(
+                refused,
+                Outcome::Refused {
+                    id: 7,
+                    reason: Refusal::Failed,
+                    ..
+                }
+            ),
+            "{refused:?}"
+        );
+        assert!(outcomes.try_recv().is_err());
+        assert_eq!(wakes.load(Ordering::Relaxed), 1);
+    }
 
     #[test]
     fn jobs_wait_for_company_only_where_time_is_short() {

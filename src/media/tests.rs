@@ -169,7 +169,7 @@ fn a_join_storm_is_spread_before_any_worker_has_said_a_word() {
 }
 
 /// A binding request (RFC 8489) to who has this username fragment, signed with a password.
-fn check(ufrag: &str, pwd: &str) -> Vec<u8> {
+pub(super) fn check(ufrag: &str, pwd: &str) -> Vec<u8> {
     use is::Sha1HmacProvider;
     let username = format!("{ufrag}:them");
     let mut message = vec![0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42];

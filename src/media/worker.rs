@@ -7,6 +7,8 @@ mod codecs;
 mod handshakes;
 mod pcs;
 mod streams;
+#[cfg(test)]
+mod tests;
 
 use super::mailbox::Mailbox;
 use super::sender::{Batch, Udp};
@@ -19,6 +21,7 @@ use auralink_proto::coding::{EngineRungs, HopStats};
 use auralink_proto::description::Target;
 use auralink_proto::dtls::Identity;
 use auralink_proto::flow::FlowStats;
+use auralink_proto::leg::LegState;
 use auralink_proto::packet::{Kind, classify};
 use auralink_proto::relay::{Now, Relay, RelayEvent, Scratch, Side, Transmit};
 use auralink_proto::stun::{Path, addressed_ufrag};
@@ -215,49 +218,9 @@ struct State {
     next_id: u64,
 }
 
-pub(super) fn spawn(mut setup: Setup) -> io::Result<(Arc<Waker>, JoinHandle<()>)> {
-    let poll = Poll::new()?;
-    let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
-    let sockets = std::mem::take(&mut setup.sockets);
-    let wake = waker.clone();
-    // A wake that fails has nobody left to wake.
-    let codecs = setup.engine.port(Arc::new(move || drop(wake.wake())));
+pub(super) fn spawn(setup: Setup) -> io::Result<(Arc<Waker>, JoinHandle<()>)> {
     let name = format!("media-{}", setup.index);
-    let mut state = State {
-        poll,
-        out: Out {
-            sockets: Slab::new(),
-            by_local: HashMap::new(),
-            tcp: Slab::new(),
-            tcp_by_path: HashMap::new(),
-            broken_tcp: Vec::new(),
-            unsent: Vec::new(),
-            counters: WorkerCounters::default(),
-        },
-        pcs: Slab::new(),
-        by_session: HashMap::new(),
-        by_ufrag: HashMap::new(),
-        by_path: HashMap::new(),
-        by_id: HashMap::new(),
-        rungs: codecs::rungs(&codecs),
-        codecs,
-        closes: codecs::Closes::default(),
-        timers: BinaryHeap::new(),
-        ready: VecDeque::new(),
-        tcp_ready: VecDeque::new(),
-        handshakes: Handshakes::default(),
-        more: false,
-        at: None,
-        scratch: Scratch::default(),
-        setup,
-        next_snapshot: Instant::now() + SNAPSHOT_EVERY,
-        ended: [FlowStats::default(); 2],
-        ended_hop: HopStats::default(),
-        next_id: 0,
-    };
-    for (local, socket) in sockets {
-        state.add_socket(Owner::Clients, local, socket)?;
-    }
+    let (state, waker) = State::new(setup)?;
     let thread = std::thread::Builder::new().name(name).spawn(move || {
         if state.setup.realtime {
             take_precedence(state.setup.index);
@@ -289,6 +252,12 @@ fn take_precedence(index: usize) {
     }
 }
 
+/// Whether a leg is over and its relay hasn't taken that up yet.
+fn is_ending(relay: &Relay) -> bool {
+    let over = |side| relay.leg(side).state() == LegState::Closed;
+    !relay.is_closed() && (over(Side::Client) || over(Side::Server))
+}
+
 fn now() -> Now {
     let ntp = SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -300,6 +269,51 @@ fn now() -> Now {
 }
 
 impl State {
+    fn new(mut setup: Setup) -> io::Result<(Self, Arc<Waker>)> {
+        let poll = Poll::new()?;
+        let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
+        let sockets = std::mem::take(&mut setup.sockets);
+        let wake = waker.clone();
+        // A wake that fails has nobody left to wake.
+        let codecs = setup.engine.port(Arc::new(move || drop(wake.wake())));
+        let mut state = Self {
+            poll,
+            out: Out {
+                sockets: Slab::new(),
+                by_local: HashMap::new(),
+                tcp: Slab::new(),
+                tcp_by_path: HashMap::new(),
+                broken_tcp: Vec::new(),
+                unsent: Vec::new(),
+                counters: WorkerCounters::default(),
+            },
+            pcs: Slab::new(),
+            by_session: HashMap::new(),
+            by_ufrag: HashMap::new(),
+            by_path: HashMap::new(),
+            by_id: HashMap::new(),
+            rungs: codecs::rungs(&codecs),
+            codecs,
+            closes: codecs::Closes::default(),
+            timers: BinaryHeap::new(),
+            ready: VecDeque::new(),
+            tcp_ready: VecDeque::new(),
+            handshakes: Handshakes::default(),
+            more: false,
+            at: None,
+            scratch: Scratch::default(),
+            setup,
+            next_snapshot: Instant::now() + SNAPSHOT_EVERY,
+            ended: [FlowStats::default(); 2],
+            ended_hop: HopStats::default(),
+            next_id: 0,
+        };
+        for (local, socket) in sockets {
+            state.add_socket(Owner::Clients, local, socket)?;
+        }
+        Ok((state, waker))
+    }
+
     fn run(mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(1024);
         let mut buffers = vec![vec![0u8; SLOT]; BATCH_SIZE];
@@ -382,6 +396,7 @@ impl State {
         loop {
             self.at = None;
             let Err(panic) = catch_unwind(AssertUnwindSafe(|| work(self))) else {
+                self.at = None;
                 return;
             };
             match self.at.take() {
@@ -485,6 +500,8 @@ impl State {
     }
 
     fn datagram(&mut self, now: Now, owner: Owner, path: Path, datagram: &[u8]) {
+        // Whoever the datagram before was for has no part in a panic while this one's owner is looked for.
+        self.at = None;
         self.out.counters.received += 1;
         self.out.counters.received_bytes += datagram.len() as u64;
         let (key, side) = match owner {
@@ -494,7 +511,7 @@ impl State {
         let Some((key, pc)) = key.and_then(|key| Some((key, self.pcs.get(key)?))) else {
             return;
         };
-        if Handshakes::is_one(datagram) && !self.handshakes.admit() {
+        if Handshakes::is_one(pc.relay.leg(side), &path, datagram) && !self.handshakes.admit() {
             let kept = self.handshakes.defer(Waiting {
                 key,
                 id: pc.id,
@@ -512,6 +529,7 @@ impl State {
     fn deferred_handshakes(&mut self) {
         let now = now();
         while let Some(waiting) = self.handshakes.next() {
+            self.at = None;
             let owner = self.pcs.get(waiting.key).map(|pc| pc.id);
             if owner == Some(waiting.id) {
                 self.receive(
@@ -536,10 +554,10 @@ impl State {
         if !taken {
             return;
         }
-        // Only control datagrams change timers or raise events.
+        // Of media only what is coded changes timers or raises events, and what ends a leg: it used up the keys of the other.
         match classify(datagram) {
             Kind::Rtp | Kind::Rtcp => {
-                if pc.relay.is_coding() {
+                if pc.relay.is_coding() || is_ending(&pc.relay) {
                     self.after(key);
                 }
             }
@@ -576,6 +594,11 @@ impl State {
         let Some(pc) = self.pcs.get_mut(key) else {
             return;
         };
+        // A relay looks after its legs when it is given time, and not while it passes media on.
+        if is_ending(&pc.relay) {
+            pc.relay
+                .handle_timeout(now(), &mut self.scratch, &mut self.out);
+        }
         if pc.relay.is_coding() {
             codecs::jobs(
                 pc,
@@ -639,6 +662,7 @@ impl State {
         while *left > 0
             && let Some(Reverse((due, key))) = self.timers.peek().copied()
         {
+            self.at = None;
             if due > now.instant {
                 break;
             }

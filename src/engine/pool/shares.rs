@@ -1,4 +1,7 @@
-//! How the participants of a codec thread share its queue.
+//! How the peer connections whose jobs go to a codec thread share its queue.
+//!
+//! A share is a peer connection's, with all tracks that it has on this thread. A participant has up to two of them, one to publish
+//! and one to subscribe, and so up to two shares.
 //!
 //! Each may have as many jobs waiting as there are free places: alone it takes half of the queue, two take a third each, and
 //! some places are always left for who comes next (dynamic thresholds: Choudhury and Hahne, IEEE/ACM Transactions on Networking
@@ -9,7 +12,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 use auralink_proto::relay::relay_of_track;
 
-/// Places in the table. Two who fall into one have a share together, which is seldom, and does no harm while there is room.
+/// Places in the table. Two peer connections that fall into one have a share together, which is seldom, and does no harm while there is room.
 const PLACES: usize = 512;
 
 /// Jobs that wait, by whose they are.
@@ -71,7 +74,7 @@ mod tests {
     #[test]
     fn nobody_fills_a_queue_for_the_others() {
         assert_eq!(fill(&[1]), [128]);
-        // All streams of a participant are one.
+        // All tracks of a peer connection have one share.
         assert_eq!(fill(&[1, 1, 1, 1]).iter().sum::<usize>(), 128);
         let two = fill(&[1, 2]);
         assert!(two.iter().all(|n| (85..=86).contains(n)), "{two:?}");

@@ -146,6 +146,7 @@ impl State {
             && let Some(outcome) = self.codecs.try_recv()
         {
             *left -= 1;
+            self.at = None;
             let outcome = translate(outcome);
             let Some(key) = self.by_id.get(&relay_of_track(outcome.track())).copied() else {
                 continue;

@@ -3,15 +3,14 @@
 //! wait: in the order in which they came, few of each peer connection, and what comes when there is no room is lost, as on a
 //! network. DTLS sends it again.
 
+use auralink_proto::leg::{Leg, LegState};
+use auralink_proto::packet::{Kind, classify};
 use auralink_proto::relay::Side;
 use auralink_proto::stun::Path;
 use std::collections::VecDeque;
 
-/// The content type of handshake records (RFC 6347 section 4.1).
-const HANDSHAKE: u8 = 22;
-
 /// Datagrams of handshakes in one turn: at a fifth of a millisecond for the dearest they are 3 ms in which no media moves.
-const A_TURN: usize = 16;
+pub(super) const A_TURN: usize = 16;
 
 /// Datagrams that wait: 16 turns' worth, so that none waits for longer than 50 ms.
 const MOST: usize = A_TURN * 16;
@@ -38,9 +37,13 @@ pub(super) struct Handshakes {
 }
 
 impl Handshakes {
-    /// Whether a datagram begins with a record of a handshake.
-    pub(super) fn is_one(datagram: &[u8]) -> bool {
-        datagram.first() == Some(&HANDSHAKE)
+    /// Whether a datagram may cost this leg what a handshake costs. Whatever its first record is: the record of a handshake
+    /// may come behind any other. A leg refuses what comes from where nobody has proved to be before it reads it, so that a
+    /// stranger takes nobody's place here; and one that has its keys or is over does no more of a handshake.
+    pub(super) fn is_one(leg: &Leg, path: &Path, datagram: &[u8]) -> bool {
+        classify(datagram) == Kind::Dtls
+            && matches!(leg.state(), LegState::Checking | LegState::Handshaking)
+            && (leg.path() == Some(*path) || leg.knows(path))
     }
 
     /// A turn begins.
@@ -96,7 +99,7 @@ mod tests {
                 remote: addr,
                 tcp: false,
             },
-            datagram: vec![HANDSHAKE],
+            datagram: vec![22],
         }
     }
 

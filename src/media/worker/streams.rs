@@ -146,6 +146,7 @@ impl State {
     /// Frees connections that have ended.
     pub(super) fn drop_broken_tcp(&mut self) {
         while let Some(key) = self.out.broken_tcp.pop() {
+            self.at = None;
             let Some((path, mut connection)) = self.out.tcp.try_remove(key) else {
                 continue;
             };
