@@ -35,7 +35,7 @@ pub const MAX_UP: usize = 32;
 /// Towards a participant: a large room.
 pub const MAX_DOWN: usize = 512;
 
-/// Payloads up to so many bytes have nothing to be coded: DTX, comfort noise, or a framed packet of such.
+/// Opus payloads up to so many bytes have nothing to be coded: DTX or comfort noise. A framed packet of speech may be shorter.
 const SILENCE: usize = 24;
 
 /// Jobs that nobody has polled. Whoever drives this polls after each call; one stream has 16 groups waiting at most.
@@ -303,15 +303,18 @@ impl Coding {
         {
             stream.set_rule(Some(index), self.rules.get(index));
         }
-        // Silence needs no codec.
-        if !stream.seated && stream.rule.is_some() && header.payload(packet).len() > SILENCE {
+        let framed = (self.framed | stream.framed) & bit(header.payload_type) != 0;
+        // Who needs no codec takes no seat from who does.
+        if !stream.seated
+            && let Some(rule) = stream.rule.and_then(|index| self.rules.get(index))
+            && stream.asks(rule, &header, packet, framed, self.engine)
+        {
             self.admit(now.instant, number);
         }
         let Some(stream) = self.streams.get_mut(number) else {
             return Taken::Not;
         };
         let rule = stream.rule.and_then(|index| self.rules.get(index));
-        let framed = (self.framed | stream.framed) & bit(header.payload_type) != 0;
         if framed {
             let Some((rule, restore)) = rule.and_then(|rule| Some((rule, rule.restore?))) else {
                 // Its numbers are the hop's: as it is it would be somebody else under the same SSRC.

@@ -14,6 +14,8 @@ mod keys;
 mod messages;
 mod reassembly;
 mod record;
+#[cfg(test)]
+mod tests;
 
 use crate::description::DtlsRole;
 use bytes::BytesMut;
@@ -260,7 +262,9 @@ impl Dtls {
         if fragment.number != 1 {
             return;
         }
-        assembly.add(fragment);
+        if !assembly.add(fragment) {
+            return;
+        }
         let Some((_, hello)) = assembly.whole() else {
             return;
         };
@@ -327,7 +331,10 @@ impl Dtls {
         if fragment.kind != *kind && !verify || fragment.length > messages::max_len(fragment.kind) {
             return;
         }
-        assembly.add(fragment);
+        // What is whole was read when it became so, and was valid.
+        if !assembly.add(fragment) {
+            return;
+        }
         let Some((kind, body)) = assembly.whole() else {
             return;
         };

@@ -8,7 +8,7 @@ use crate::past::{Done, Floor, Past};
 use crate::red::{self, Shed};
 use crate::rules::Rules;
 use crate::srtp::Refusal;
-use rustc_hash::FxHashMap;
+use foldhash::HashMap;
 
 /// Opus runs on a 48 kHz RTP clock whatever it carries (RFC 7587 section 4.1).
 const OPUS_CLOCK: u64 = 48_000;
@@ -134,8 +134,9 @@ pub struct Flow {
     rules: Rules,
     /// Some rule wants to know what receivers report.
     reports: bool,
-    streams: FxHashMap<u32, Stream>,
-    gone: FxHashMap<u32, Floor>,
+    /// Seeded as those of [`Rules`] are.
+    streams: HashMap<u32, Stream>,
+    gone: HashMap<u32, Floor>,
     /// No stream was to be forgotten then.
     full_at: Option<u32>,
     /// Counters.

@@ -54,6 +54,9 @@ pub enum SignalError {
     /// A string field is not UTF-8.
     #[error("protobuf: string is not UTF-8")]
     Utf8,
+    /// The sidecar lacks what the message needs: nobody's fault who sent it.
+    #[error("{0}")]
+    Unavailable(String),
     /// A field that may be there once, by its number, and that is there more often.
     #[error("protobuf: field {0} is there more than once")]
     Repeated(u32),

@@ -1,4 +1,8 @@
-//! SRTP and SRTCP of one leg (RFC 3711, RFC 7714): what comes is authentic or is refused, and no index is sent twice.
+//! SRTP and SRTCP of one leg (RFC 3711, RFC 7714): what comes is authentic or is refused.
+//!
+//! No index is sent twice with different bytes of RTCP, nor of any RTP that AuraLink makes or changes. RTP of a stream without a rule
+//! goes on under the number that its sender gave it: a participant who sends two payloads under one number has both sealed under one
+//! index, as Pion would. Who sees both on the wire learns how the two differ, and with AES-GCM can forge packets of that leg from then on.
 //!
 //! The ciphers are in [`cipher`], what is known of streams in [`streams`]. Packets are copied once, into a buffer of the
 //! caller's, and worked upon there: none of a known stream allocates.

@@ -368,15 +368,17 @@ impl LiteAgent {
         }
     }
 
-    /// Forgets a path whose transport is gone (a closed ICE-TCP connection).
+    /// Forgets a path whose transport is gone (a closed ICE-TCP connection). Was it the selected one, media goes on the one that was
+    /// nominated and checked last since the last ICE restart, or else on the one checked last: a client that has restarted may have
+    /// checked its paths and nominated none anew, and until it does there is nothing better.
     pub fn forget(&mut self, path: &Path) {
         self.seen.retain(|seen| seen.path != *path);
         if self.selected == Some(*path) {
+            let nominated = |seen: &Seen| seen.nominated && seen.generation == self.generation;
             self.selected = self
                 .seen
                 .iter()
-                .filter(|seen| seen.nominated)
-                .max_by_key(|seen| (seen.generation, seen.last_check, seen.priority))
+                .max_by_key(|seen| (nominated(seen), seen.last_check, seen.priority))
                 .map(|seen| seen.path);
         }
     }
@@ -521,6 +523,37 @@ mod tests {
         assert_eq!(agent.selected(), Some(path(1)));
         agent.handle(later, path(2), &check(&creds(2), 10, true), &mut out);
         assert_eq!(agent.selected(), Some(path(1)));
+    }
+
+    #[test]
+    fn when_the_selected_path_closes_after_a_restart_media_goes_on_the_one_checked_last() {
+        let (mut agent, mut out, start) = (agent(), vec![], Instant::now());
+        let at = |ms| start + Duration::from_millis(ms);
+        let tcp = Path {
+            tcp: true,
+            ..path(9)
+        };
+        agent.handle(start, path(1), &check(&creds(1), 50, true), &mut out);
+        agent.handle(start, path(2), &check(&creds(1), 40, true), &mut out);
+        agent.handle(start, tcp, &check(&creds(1), 90, true), &mut out);
+        agent.set_local(&creds(2));
+        // All are checked anew, the best is nominated first, and closes before the others are.
+        agent.handle(at(10), tcp, &check(&creds(2), 90, true), &mut out);
+        agent.handle(at(20), path(1), &check(&creds(2), 50, false), &mut out);
+        agent.handle(at(30), path(2), &check(&creds(2), 40, false), &mut out);
+        assert_eq!(agent.selected(), Some(tcp));
+        agent.forget(&tcp);
+        assert_eq!(agent.selected(), Some(path(2)));
+        // The first nomination is followed, whatever its priority; and one that has it goes before one that has been checked.
+        agent.handle(at(40), path(1), &check(&creds(2), 50, true), &mut out);
+        assert_eq!(agent.selected(), Some(path(1)));
+        agent.handle(at(50), tcp, &check(&creds(2), 90, true), &mut out);
+        agent.handle(at(60), path(2), &check(&creds(2), 40, false), &mut out);
+        agent.forget(&tcp);
+        assert_eq!(agent.selected(), Some(path(1)));
+        agent.forget(&path(1));
+        agent.forget(&path(2));
+        assert_eq!(agent.selected(), None);
     }
 
     #[test]

@@ -16,6 +16,10 @@ const MAX_ID: usize = 128;
 /// Tracks of others: a room of 3,000 with a microphone each, and some cameras. What isn't remembered is not coded.
 const MAX_OTHERS: usize = 4096;
 
+/// Tracks that are known of one of the others, as many as of those whose speech the audit log names (`session/speakers.rs`):
+/// people publish a handful, bridges some tens. One that announces more would otherwise take the places of all.
+const MAX_PUBLISHED: usize = 64;
+
 /// Codecs of a track beyond so many are none: LiveKit knows five for video.
 const MAX_CODECS: usize = 8;
 
@@ -143,9 +147,11 @@ impl Tracks {
     pub(crate) fn participant(&mut self, participant: &Participant, mut changed: impl FnMut(&str)) {
         let gone = participant.state == DISCONNECTED;
         let now: &[Track] = if gone { &[] } else { &participant.tracks };
+        let now = now.get(..MAX_PUBLISHED).unwrap_or(now);
+        let sids: HashSet<&str> = now.iter().map(|track| track.sid.as_str()).collect();
         let before = self.publishers.remove(&participant.sid).unwrap_or_default();
         for sid in &before {
-            if !now.iter().any(|track| track.sid == *sid) && self.others.remove(sid).is_some() {
+            if !sids.contains(sid.as_str()) && self.others.remove(sid).is_some() {
                 changed(sid);
             }
         }
@@ -426,6 +432,27 @@ mod tests {
             tracks: tracks.iter().map(track).collect(),
             ..Participant::default()
         }
+    }
+
+    #[test]
+    fn one_of_the_others_leaves_places_to_the_rest() {
+        let mut tracks = Tracks::default();
+        let sids: Vec<String> = (0..10_000).map(|n| format!("TR_{n}")).collect();
+        let many = |from: usize| -> Vec<(&str, bool)> {
+            sids[from..]
+                .iter()
+                .map(|sid| (sid.as_str(), false))
+                .collect()
+        };
+        for from in [0, 32, 0] {
+            tracks.participant(&others("PA_1", 2, &many(from)), |_| {});
+            assert_eq!(tracks.others.len(), MAX_PUBLISHED);
+            assert!(tracks.other(&sids[from]).is_some());
+        }
+        tracks.participant(&others("PA_2", 2, &[("mic", false)]), |_| {});
+        assert!(tracks.other("mic").is_some());
+        tracks.participant(&others("PA_1", 3, &many(0)), |_| {});
+        assert_eq!((tracks.others.len(), tracks.publishers.len()), (1, 1));
     }
 
     #[test]

@@ -2,13 +2,15 @@
 
 use super::agreed::{EngineRungs, packer_config, restorer_config};
 use super::recode;
-use super::{Track, Way, bit};
+use super::{SILENCE, Track, Way, bit};
+use crate::aic::payload::{Body, Payload};
 use crate::coding::Job;
 use crate::description::TrackRule;
 use crate::hop::recode::Recoder;
 use crate::hop::report::Report;
 use crate::hop::{Packer, Restorer};
 use crate::ladder::{Rung, Rungs};
+use crate::packet::RtpHeader;
 use crate::past::Floor;
 use std::time::{Duration, Instant};
 
@@ -128,6 +130,42 @@ impl Stream {
             decodes: Rungs::NONE,
             ..engine
         }
+    }
+
+    /// Whether a packet of it gives the engine something to do.
+    pub(super) fn asks(
+        &self,
+        rule: &TrackRule,
+        header: &RtpHeader,
+        packet: &[u8],
+        framed: bool,
+        engine: EngineRungs,
+    ) -> bool {
+        let payload = header.payload(packet);
+        if !framed {
+            // Beside framed packets nothing is coded anew.
+            let recodes = rule.recode.is_some()
+                && rule.restore.is_none()
+                && self.restorer.is_none()
+                && self.packer.is_none();
+            let (opus, red) = rule.opus_pts;
+            let is_opus = opus.is_some() && [opus, red].contains(&Some(header.payload_type));
+            return (rule.pack.is_some() || recodes) && is_opus && payload.len() > SILENCE;
+        }
+        let (Some(restore), Ok(payload)) = (rule.restore, Payload::parse(payload, engine.frames))
+        else {
+            return false;
+        };
+        let readable = engine.with(Rungs::ALL, restore.models);
+        let packs = rule.pack.is_some() && self.packer.is_some();
+        let copy = payload.redundant.as_ref().map(|copy| &copy.part);
+        // How long it is says nothing: 40 ms of the cheapest rung have as many bytes as comfort noise.
+        copy.into_iter()
+            .chain([&payload.part])
+            .any(|part| match part.body {
+                Body::Coded { codec, .. } => readable.iter().any(|rung| rung.codec() == codec),
+                Body::Native { payload, .. } => packs && payload.len() > SILENCE,
+            })
     }
 
     /// What the engine can do from now on.

@@ -3,6 +3,7 @@
 
 use super::stream::Stream;
 use crate::past::Floor;
+use foldhash::HashMap;
 use rustc_hash::FxHashMap;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -51,7 +52,8 @@ pub(super) enum Admission {
 pub(super) struct Streams {
     most: usize,
     by_number: FxHashMap<u16, Box<Stream>>,
-    by_ssrc: FxHashMap<u32, Known>,
+    /// Seeded, because participants choose their SSRCs, and could choose such as collide.
+    by_ssrc: HashMap<u32, Known>,
     next_number: u16,
     /// When each is due, or sooner: one entry a stream at most.
     dues: BTreeSet<(Instant, u16)>,
@@ -70,7 +72,7 @@ impl Streams {
         Self {
             most,
             by_number: FxHashMap::default(),
-            by_ssrc: FxHashMap::default(),
+            by_ssrc: HashMap::default(),
             next_number: 0,
             dues: BTreeSet::new(),
             seats: 0,
@@ -110,10 +112,14 @@ impl Streams {
     }
 
     pub(super) fn numbers(&self) -> Vec<u16> {
+        #[cfg(test)]
+        self.looks.set(self.looks.get() + self.len() as u64);
         self.by_number.keys().copied().collect()
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Stream> {
+        #[cfg(test)]
+        self.looks.set(self.looks.get() + self.len() as u64);
         self.by_number.values().map(AsRef::as_ref)
     }
 

@@ -87,6 +87,44 @@ fn native(hop: u8, sequence: u8, pt: u8) -> Vec<u8> {
     packet
 }
 
+/// A framed packet of 40 ms of speech on the cheapest rung.
+fn cheapest(ssrc: u32, hop: u8) -> Vec<u8> {
+    let mut packet = framed(ssrc, hop);
+    packet.truncate(12);
+    let part = Part {
+        sequence: u16::from(hop) * 2,
+        packets: 2,
+        red: false,
+        body: Body::Coded {
+            codec: Rung::L1.codec(),
+            unit_ms: 20,
+            gain: 0,
+            payload: vec![0x55; 16],
+        },
+    };
+    let copy: Option<&Redundant<Vec<u8>>> = None;
+    part.write(copy, Frames::LYRA, &mut packet).unwrap();
+    packet
+}
+
+/// An engine with models, and rules that restore what was coded with the same.
+fn with_models(rule: TrackRule) -> (EngineRungs, TrackRule) {
+    let engine = EngineRungs {
+        models: Some(1),
+        ..ALL
+    };
+    let mut rule = restored(rule, FRAMED);
+    if let Some(restore) = &mut rule.restore {
+        restore.models = Some(1);
+    }
+    (engine, rule)
+}
+
+fn decodes(coding: &mut Coding) -> usize {
+    let jobs = std::iter::from_fn(|| coding.poll_job());
+    jobs.filter(|job| matches!(job, Job::Decode(..))).count()
+}
+
 /// Speech of 20 ms (SILK, wideband).
 fn opus(ssrc: u32, sequence: u16) -> Vec<u8> {
     let mut packet = vec![0x80, OPUS];
@@ -297,6 +335,46 @@ fn who_is_silent_leaves_the_codecs_to_who_speaks() {
         assert_eq!(says(3, ms), ms >= 8800, "{ms}");
     }
     assert!(!says(2, 12_000));
+}
+
+#[test]
+fn a_stream_that_begins_on_the_cheapest_rung_is_restored_from_the_first_packet_on() {
+    let start = Instant::now();
+    let (engine, rule) = with_models(rule("0", &[7]));
+    let mut coding = Coding::new(0, MAX_UP, engine);
+    coding.set_rules(start, &[rule], None);
+    for hop in 1..10 {
+        let at = now(start, u64::from(hop) * 40);
+        let packet = cheapest(7, hop);
+        assert!(packet.len() - 12 <= SILENCE);
+        assert_eq!(coding.take(at, &packet, 50, |_| None), Taken::Framed);
+        assert_eq!(decodes(&mut coding), 1, "{hop}");
+    }
+}
+
+#[test]
+fn what_needs_no_codec_takes_none_from_what_does() {
+    let start = Instant::now();
+    let (engine, rule) = with_models(rule("0", &[]));
+    // Native ones where framed ones are restored, framed ones that hold such, and other payload types than Opus'.
+    let mut held = native(1, 1, OPUS);
+    held.extend([0x55; 60]);
+    let mut other = opus(1, 1);
+    other[1] = 8;
+    let packs = packed(rule.clone());
+    for (rule, packet) in [(&rule, opus(1, 1)), (&rule, held), (&packs, other)] {
+        let mut coding = Coding::new(0, MAX_UP, engine);
+        coding.set_rules(start, std::slice::from_ref(rule), Some(3));
+        for ssrc in 10..20u32 {
+            let mut packet = with_mid(packet.clone());
+            packet[8..12].copy_from_slice(&ssrc.to_be_bytes());
+            coding.take(now(start, 0), &packet, 100, |_| None);
+            assert!(coding.streams.of(ssrc).is_some());
+        }
+        assert!(coding.streams.iter().all(|stream| !stream.seated));
+        coding.take(now(start, 20), &with_mid(cheapest(7, 1)), 50, |_| None);
+        assert_eq!(decodes(&mut coding), 1);
+    }
 }
 
 #[test]

@@ -70,10 +70,16 @@ pub(super) struct Assembly {
 }
 
 impl Assembly {
-    /// Takes a fragment of a message that is no longer than its type may be.
-    pub(super) fn add(&mut self, fragment: &Fragment) {
+    /// Takes a fragment of a message that is no longer than its type may be. `false`: nothing is other than it was, so that who has
+    /// read the message need not read it again. A datagram has room for a hundred fragments that say nothing.
+    pub(super) fn add(&mut self, fragment: &Fragment) -> bool {
+        if fragment.body.is_empty() && fragment.length > 0 {
+            return false;
+        }
+        let mut news = false;
         if !self.begun || self.kind != fragment.kind || self.length != fragment.length {
             self.begin(fragment);
+            news = true;
         }
         let end = fragment.offset + fragment.body.len();
         let clash = (fragment.offset..end).zip(fragment.body).any(|(at, byte)| {
@@ -86,9 +92,13 @@ impl Assembly {
         self.body[fragment.offset..end].copy_from_slice(fragment.body);
         for at in fragment.offset..end {
             let (word, bit) = (&mut self.came[at / 64], 1 << (at % 64));
-            self.count += usize::from(*word & bit == 0);
+            let first = *word & bit == 0;
+            self.count += usize::from(first);
             *word |= bit;
+            // What clashed has been forgotten, and comes for the first time.
+            news |= first;
         }
+        news
     }
 
     fn begin(&mut self, fragment: &Fragment) {
@@ -206,16 +216,35 @@ mod tests {
     }
 
     #[test]
+    fn what_says_nothing_new_changes_nothing() {
+        let message: Vec<u8> = (0..100).collect();
+        let mut assembly = Assembly::default();
+        assert!(!assembly.add(&piece(&message, 0, 0)));
+        assert!(assembly.add(&piece(&message, 0, 60)));
+        assert!(assembly.add(&piece(&message, 40, 60)));
+        for (offset, len) in [(0, 0), (100, 0), (0, 100), (7, 1)] {
+            assert!(!assembly.add(&piece(&message, offset, len)));
+        }
+        // Nor is the message forgotten over an empty part of one of another length.
+        assert!(!assembly.add(&piece(&message[..50], 0, 0)));
+        assert_eq!(assembly.whole(), Some((11, &message[..])));
+        assert!(assembly.add(&piece(&[7; 100], 50, 1)));
+        assert_eq!(assembly.whole(), None);
+    }
+
+    #[test]
     fn an_empty_message_is_whole_once_it_came() {
         let mut assembly = Assembly::default();
         assert_eq!(assembly.whole(), None);
-        assembly.add(&Fragment {
+        let empty = Fragment {
             kind: 14,
             length: 0,
             number: 5,
             offset: 0,
             body: &[],
-        });
+        };
+        assert!(assembly.add(&empty));
+        assert!(!assembly.add(&empty));
         assert_eq!(assembly.whole(), Some((14, &[][..])));
         assembly.clear();
         assert_eq!(assembly.whole(), None);

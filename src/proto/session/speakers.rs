@@ -12,10 +12,20 @@ const MAX_TRACKS: usize = 64;
 /// `ParticipantInfo.State.DISCONNECTED`.
 const DISCONNECTED: i32 = 3;
 
-/// Identities by track sid.
+/// Whose a track is.
+#[derive(Debug, Clone)]
+struct Speaker {
+    /// Of the participant: one who joins again has the same identity and another sid.
+    sid: String,
+    identity: String,
+}
+
+/// Speakers by track sid.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Speakers {
-    by_track: HashMap<String, String>,
+    by_track: HashMap<String, Speaker>,
+    /// Track sids by the participant's. Not by its identity: that the former self of one who joined again has left is often told after
+    /// the new one came.
     tracks: HashMap<String, Vec<String>>,
 }
 
@@ -23,10 +33,16 @@ impl Speakers {
     /// What a participant publishes now; nothing, once it is gone.
     pub(super) fn set(&mut self, participant: &Participant) {
         let Participant {
-            identity, tracks, ..
+            sid: own,
+            identity,
+            tracks,
+            ..
         } = participant;
-        for sid in self.tracks.remove(identity).into_iter().flatten() {
-            self.by_track.remove(&sid);
+        for track in self.tracks.remove(own).into_iter().flatten() {
+            // Another participant may have taken it over.
+            if self.by_track.get(&track).is_some_and(|s| s.sid == *own) {
+                self.by_track.remove(&track);
+            }
         }
         if participant.state == DISCONNECTED
             || tracks.is_empty()
@@ -40,14 +56,18 @@ impl Speakers {
             .take(MAX_TRACKS)
             .collect();
         for sid in &sids {
-            self.by_track.insert(sid.clone(), identity.clone());
+            let speaker = Speaker {
+                sid: own.clone(),
+                identity: identity.clone(),
+            };
+            self.by_track.insert(sid.clone(), speaker);
         }
-        self.tracks.insert(identity.clone(), sids);
+        self.tracks.insert(own.clone(), sids);
     }
 
     /// Whose track it is.
     pub(super) fn of(&self, track: &str) -> Option<&str> {
-        self.by_track.get(track).map(String::as_str)
+        self.by_track.get(track).map(|s| s.identity.as_str())
     }
 }
 
@@ -58,6 +78,7 @@ mod tests {
 
     fn participant(identity: &str, state: i32, sids: &[&str]) -> Participant {
         Participant {
+            sid: format!("PA_{identity}"),
             identity: identity.to_owned(),
             state,
             tracks: sids
@@ -84,6 +105,33 @@ mod tests {
         );
         speakers.set(&participant("anna", DISCONNECTED, &["TR_2"]));
         speakers.set(&participant("bert", 2, &[]));
+        assert!(speakers.by_track.is_empty() && speakers.tracks.is_empty());
+    }
+
+    #[test]
+    fn who_joins_again_keeps_the_new_tracks_when_the_former_self_leaves() {
+        let mut speakers = Speakers::default();
+        let before = participant("anna", 2, &["TR_1", "TR_2"]);
+        let again = Participant {
+            sid: "PA_again".to_owned(),
+            ..participant("anna", 2, &["TR_2", "TR_3"])
+        };
+        speakers.set(&before);
+        speakers.set(&again);
+        for tracks in [before.tracks.clone(), Vec::new()] {
+            speakers.set(&Participant {
+                state: DISCONNECTED,
+                tracks,
+                ..before.clone()
+            });
+            assert_eq!(speakers.of("TR_1"), None);
+            assert_eq!(speakers.of("TR_2"), Some("anna"));
+            assert_eq!(speakers.of("TR_3"), Some("anna"));
+        }
+        speakers.set(&Participant {
+            state: DISCONNECTED,
+            ..again
+        });
         assert!(speakers.by_track.is_empty() && speakers.tracks.is_empty());
     }
 

@@ -183,6 +183,7 @@ impl ResponseVisitor for Visit<'_> {
         facts.room.clone_from(&join.room_name);
         facts.identity.clone_from(&join.identity);
         session.tracks.others_gone();
+        session.speakers = Default::default();
         for participant in &join.other_participants {
             session.speakers.set(participant);
         }
@@ -218,6 +219,10 @@ impl ResponseVisitor for Visit<'_> {
         for participant in &participants {
             self.session.speakers.set(participant);
             let facts = &mut self.session.facts;
+            // That one of the same identity has gone says nothing of who is there.
+            if participant.has_gone() {
+                continue;
+            }
             if participant.identity == facts.identity && !facts.identity.is_empty() {
                 facts.replaced = participant.sid != facts.participant_sid;
             }

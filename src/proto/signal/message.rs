@@ -146,6 +146,14 @@ pub struct Participant {
     pub tracks: Vec<Track>,
 }
 
+impl Participant {
+    /// Whether the server says that it has left the room.
+    #[must_use]
+    pub fn has_gone(&self) -> bool {
+        STATES.get(usize::try_from(self.state).unwrap_or(usize::MAX)) == Some(&"DISCONNECTED")
+    }
+}
+
 /// The server's first answer (`JoinResponse`).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Join {
