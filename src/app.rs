@@ -24,6 +24,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::sync::OwnedSemaphorePermit;
 
 /// A session that said goodbye keeps its media for so long, so that close_notify crosses.
 const LEFT_GRACE: Duration = Duration::from_secs(1);
@@ -64,8 +65,10 @@ struct Inner {
     /// Whose speech is coded on its way to the participant, by target, as the audit log was told.
     speakers: [BTreeSet<String>; 2],
     sockets: Bound,
-    /// A WHIP session, which has no signalling connection, holds its place among the sessions by it.
-    whip: Option<tokio::sync::OwnedSemaphorePermit>,
+    /// Its place among the sessions, until it is over.
+    place: Option<OwnedSemaphorePermit>,
+    /// It is a WHIP session, which has no signalling connection.
+    whip: bool,
 }
 
 impl Cell {
@@ -140,6 +143,13 @@ pub(crate) struct App {
 struct Registry {
     all: HashMap<SessionId, Arc<Cell>>,
     by_sid: HashMap<String, Arc<Cell>>,
+    /// The session that a participant joined last, by room and identity.
+    newest: HashMap<(String, String), SessionId>,
+}
+
+/// Room and identity, which LiveKit has once at a time.
+fn participant(cell: &Cell) -> (String, String) {
+    (cell.claims.room.clone(), cell.claims.identity.clone())
 }
 
 impl App {
@@ -226,7 +236,7 @@ impl App {
     fn resumable(&self, sid: &str, claims: &token::Claims) -> Option<Arc<Cell>> {
         let cell = self.registry().by_sid.get(sid).cloned()?;
         // A WHIP session has no signalling.
-        let signals = cell.lock().whip.is_none();
+        let signals = !cell.lock().whip;
         (signals && cell.is_of(claims)).then_some(cell)
     }
 
@@ -278,7 +288,8 @@ impl App {
                 can_update_own_metadata: claims.can_update_own_metadata,
                 speakers: Default::default(),
                 sockets: [Vec::new(), Vec::new()],
-                whip: None,
+                place: None,
+                whip: false,
             }),
         })
     }
@@ -294,6 +305,7 @@ impl App {
         let mut env = Binding {
             media: &self.media,
             bound: &mut inner.sockets,
+            failed: None,
         };
         // A bundle may have been replaced while the call runs. One that is gone may come back, and until then reports say that it is.
         let rungs = self.media.rungs();
@@ -302,7 +314,11 @@ impl App {
         {
             inner.session.set_models(rungs, models);
         }
-        let result = f(&mut inner.session, &mut env)?;
+        let result = f(&mut inner.session, &mut env);
+        let result = match (result, env.failed) {
+            (Err(_), Some(why)) => Err(proto::SignalError::Unavailable(why)),
+            (result, _) => result,
+        }?;
         self.tell_media(cell, inner);
         Ok(result)
     }
@@ -422,6 +438,20 @@ impl App {
         );
     }
 
+    /// The participant has joined anew: LiveKit has it once, so that nobody can come back to what it left behind, which would hold
+    /// ports and memory for the rest of its grace.
+    fn supersede(&self, cell: &Arc<Cell>) {
+        let old = {
+            let mut registry = self.registry();
+            let old = registry.newest.insert(participant(cell), cell.id);
+            old.filter(|old| *old != cell.id)
+                .and_then(|old| registry.all.get(&old).cloned())
+        };
+        if let Some(old) = old {
+            self.end_if(&old, |inner| !inner.signalling_open && !inner.whip);
+        }
+    }
+
     /// Frees everything of a session.
     fn end(&self, cell: &Arc<Cell>) {
         self.end_if(cell, |_| true);
@@ -436,7 +466,7 @@ impl App {
             }
             inner.gone = true;
             inner.sockets = [Vec::new(), Vec::new()];
-            inner.whip = None;
+            inner.place = None;
             inner.session.facts().participant_sid.clone()
         };
         self.note(|| Note::Gone(cell.id));
@@ -450,6 +480,11 @@ impl App {
         {
             registry.by_sid.remove(&sid);
         }
+        let participant = participant(cell);
+        if registry.newest.get(&participant) == Some(&cell.id) {
+            registry.newest.remove(&participant);
+        }
+        drop(registry);
         tracing::info!(session = cell.id, age = ?cell.opened.elapsed(), "session ended");
     }
 
@@ -479,6 +514,8 @@ type Bound = [Vec<UdpSocket>; 2];
 struct Binding<'a> {
     media: &'a Media,
     bound: &'a mut Bound,
+    /// Why no socket could be had.
+    failed: Option<String>,
 }
 
 impl Env for Binding<'_> {
@@ -492,10 +529,11 @@ impl Env for Binding<'_> {
     }
 
     fn bind_server_leg(&mut self, target: Target) -> Result<Vec<SocketAddr>, String> {
-        let bound = self
-            .media
-            .bind_server_leg()
-            .map_err(|error| error.to_string())?;
+        let bound = self.media.bind_server_leg().map_err(|error| {
+            let why = error.to_string();
+            self.failed = Some(why.clone());
+            why
+        })?;
         let (addresses, sockets) = bound.into_iter().unzip();
         self.bound[usize::from(target == Target::Subscriber)] = sockets;
         Ok(addresses)

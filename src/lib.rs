@@ -191,8 +191,8 @@ pub async fn run(settings: Settings, path: &Path) -> Result<(), Fault> {
     }
     drop(audit_ends);
     if let Some(auditing) = auditing {
-        // It has only its last lines to write.
-        let _ = auditing.await;
+        // It has only its last lines to write; a disk that hangs must not keep the process.
+        let _ = tokio::time::timeout(LEAVING, auditing).await;
     }
     tracing::info!("stopped");
     over

@@ -133,7 +133,7 @@ struct Guest {
     busy: Arc<AtomicBool>,
 }
 
-/// Who is connected, in the order in which they were last heard of.
+/// Who is connected, in the order in which they came.
 #[derive(Default)]
 struct Guests(VecDeque<(Id, Guest)>);
 

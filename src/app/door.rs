@@ -9,6 +9,7 @@ use auralink_proto::asked::{Asked, Request};
 use auralink_proto::signal as proto;
 use hyper::header::{self, HeaderValue};
 use std::sync::Arc;
+use tokio::sync::OwnedSemaphorePermit;
 
 /// The participant attribute by which `disclose: true` tells the room that a participant's speech is
 /// coded; its value is the rung that policy wants.
@@ -16,7 +17,10 @@ const DISCLOSED: &str = "auralink.aic";
 
 pub(super) fn fault(error: &proto::SignalError, client: bool) -> Fault {
     let text = error.to_string();
-    if client {
+    if matches!(error, proto::SignalError::Unavailable(_)) {
+        let detail = "the sidecar has no socket for the media of one more session; try again";
+        Fault::internal(What::Descriptors, detail).because(text)
+    } else if client {
         Fault::client(What::Undecodable, text)
     } else {
         Fault::upstream(What::Undecodable, text)
@@ -80,6 +84,7 @@ impl Sessions for Door {
                 phase: Phase::Asked,
                 incarnation: 0,
                 sid: String::new(),
+                place: None,
             }),
         })
     }
@@ -113,6 +118,8 @@ struct Signal {
     phase: Phase,
     incarnation: u64,
     sid: String,
+    /// Until it is the session's.
+    place: Option<OwnedSemaphorePermit>,
 }
 
 impl Signal {
@@ -128,6 +135,8 @@ impl Signal {
             self.incarnation = inner.incarnation;
             inner.signalling_open = true;
             inner.accepted = true;
+            // A session that goes on gives back the place that it has had.
+            inner.place = self.place.take();
             // The configuration may have changed while LiveKit was being asked.
             if self.app.is_off_now(&self.cell) {
                 inner.session.stop_shedding();
@@ -195,6 +204,7 @@ impl Signal {
             .registry()
             .by_sid
             .insert(sid.clone(), self.cell.clone());
+        self.app.supersede(&self.cell);
         self.sid = sid;
         Ok(())
     }
@@ -205,7 +215,8 @@ impl SignalSession for Signal {
         &self.cell.name
     }
 
-    fn accepted(&mut self) {
+    fn accepted(&mut self, place: Option<OwnedSemaphorePermit>) {
+        self.place = place;
         if !self.readable {
             self.phase = Phase::Over;
         } else if self.resumes.is_some() {
@@ -313,7 +324,8 @@ impl SignalSession for Signal {
             inner.session.facts().left || how.by == By::Drain
         };
         tracing::info!(session = self.cell.id, by = ?how.by, code = how.code, left, "signalling closed");
-        let grace = if left {
+        // Nobody can come back to a session whose sid nobody was told.
+        let grace = if left || self.sid.is_empty() {
             LEFT_GRACE
         } else {
             self.app.live.load().session.resume_grace

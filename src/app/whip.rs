@@ -68,6 +68,7 @@ pub(super) fn prepare(
             let mut env = Binding {
                 media: &app.media,
                 bound: &mut sockets,
+                failed: None,
             };
             let body = session
                 .whip_fragment(&mut env, text, restart)
@@ -82,6 +83,17 @@ pub(super) fn prepare(
                 exchange: Box::new(exchange),
                 body: Some(body),
             })
+        }
+        // LiveKit ends whomever the path names, with any WHIP participant's token.
+        WhipMessage::Delete { resource }
+            if app
+                .registry()
+                .by_sid
+                .get(resource)
+                .is_some_and(|cell| !cell.is_of(&claims)) =>
+        {
+            let detail = "the WHIP session is not here, or not the one that the token is for";
+            Err(Fault::client(What::NotFound, detail))
         }
         WhipMessage::Delete { resource } => Ok(Whip {
             exchange: Box::new(End {
@@ -98,7 +110,7 @@ fn find(app: &App, sid: &str, claims: &Claims) -> Option<Arc<Cell>> {
     let cell = app.registry().by_sid.get(sid).cloned()?;
     let live = {
         let inner = cell.lock();
-        inner.whip.is_some() && !inner.gone
+        inner.whip && !inner.gone
     };
     (live && cell.is_of(claims)).then_some(cell)
 }
@@ -135,7 +147,8 @@ impl WhipExchange for Create {
         };
         {
             let mut inner = cell.lock();
-            inner.whip = place;
+            inner.place = place;
+            inner.whip = true;
             inner.accepted = true;
         }
         // Before media hears of it, so that its events find it.

@@ -23,6 +23,10 @@ const SMALL: usize = 8 << 10;
 /// that this is room for some 700 joins in one round trip.
 const HELD: usize = 16 << 20;
 
+/// Connections that had to go and are still open, at most, before another one is accepted: a few of the descriptors that the
+/// listener leaves to the rest of the process.
+const MOST_GOING: usize = 8;
+
 /// A client that takes nothing of its answer for this time is gone: TCP alone would hold on for a quarter of an hour.
 const STALL: Duration = Duration::from_secs(30);
 
@@ -106,6 +110,8 @@ struct Inner {
     large: BTreeMap<u64, u64>,
     /// Bytes beyond [`SMALL`] of all.
     held: usize,
+    /// Connections that had to go and whose tasks have not ended yet: their descriptors are still open.
+    going: usize,
 }
 
 /// All connections of a listener.
@@ -121,6 +127,7 @@ pub(super) struct Connections {
     keep_alive: Duration,
     rest: Duration,
     freed: Notify,
+    gone: Notify,
 }
 
 /// One connection's place.
@@ -159,6 +166,7 @@ impl Connections {
             keep_alive: limits.keep_alive_timeout,
             rest: rest.min(limits.keep_alive_timeout),
             freed: Notify::new(),
+            gone: Notify::new(),
         })
     }
 
@@ -208,6 +216,14 @@ impl Connections {
             all: self.clone(),
             changed,
         }))
+    }
+
+    /// Returns once few of the connections that had to go are still open, so that a burst of new ones doesn't take the descriptors
+    /// of everybody.
+    pub(super) async fn settled(&self) {
+        while self.lock().going > MOST_GOING {
+            self.gone.notified().await;
+        }
     }
 
     /// Returns once a connection has ended or can be asked to go, since the last call.
@@ -302,6 +318,7 @@ impl Inner {
     fn evict(&mut self, id: u64, why: &'static str) {
         if let Some(at) = self.open.get(&id) {
             at.changed.notify_one();
+            self.going += 1;
         }
         self.remove(id);
         metrics::counter!(HTTP_EVICTED, "why" => why).increment(1);
@@ -560,7 +577,14 @@ impl Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.all.lock().remove(self.id);
+        let mut inner = self.all.lock();
+        // It had to go before.
+        if !inner.open.contains_key(&self.id) {
+            inner.going = inner.going.saturating_sub(1);
+        }
+        inner.remove(self.id);
+        drop(inner);
+        self.all.gone.notify_one();
         self.all.freed.notify_one();
     }
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use http_body_util::{Either, Full};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::client::conn::http1;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
@@ -34,6 +34,22 @@ pub(super) const REUSE: Duration = Duration::from_secs(4);
 
 /// Bytes of a request's body that wait for an upstream which doesn't read it, and the longest head of an answer.
 const UPSTREAM_BUFFER: usize = 64 << 10;
+
+/// For the answer to a request for a WebSocket. Clients give up after 10 to 15 s; what takes longer must not hold a place that
+/// others could have.
+const HANDSHAKE: Duration = Duration::from_secs(20);
+
+/// Fields that `Connection` may name: those that are for one connection by their nature.
+const FOR_THE_CONNECTION: [&str; 8] = [
+    "close",
+    "http2-settings",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
 
 /// What belongs to one connection of a client's.
 pub(super) struct Client {
@@ -112,6 +128,11 @@ pub(super) async fn pass(
     }
     let none = |fault| (fault, String::new());
     check(&request, shared).map_err(none)?;
+    if kind != Kind::Plain && !request.body().is_end_stream() {
+        // LiveKit reads a body before it answers, however long that takes to arrive: a handshake that never ends.
+        let detail = "a request for a WebSocket has a body; send it without one";
+        return Err(none(Fault::client(What::Malformed, detail)));
+    }
     let permits = match kind {
         Kind::Plain => None,
         Kind::Session | Kind::Upgrade => {
@@ -139,7 +160,11 @@ pub(super) async fn pass(
         // Of an upgrade the client's end of stream is the end.
         let seat = (kind == Kind::Plain).then(|| client.seat.clone());
         let request = request.map(|body| Upload::new(Either::Left(body), seat));
-        let response = exchange(request, shared, client).await?;
+        let patience = match kind {
+            Kind::Plain => shared.limits.answer_timeout,
+            Kind::Session | Kind::Upgrade => shared.limits.answer_timeout.min(HANDSHAKE),
+        };
+        let response = exchange(request, shared, client, patience).await?;
         Ok::<_, Fault>((upgrade, response))
     };
     let (upgrade, mut response) = match sent.await {
@@ -168,7 +193,7 @@ pub(super) async fn pass(
         return Ok(response.map(Either::Left));
     }
     let nonsense = |detail: &'static str| Fault::upstream(What::BadAnswer, detail);
-    let (Some(upgrade), Some((_handshake, upgraded))) = (upgrade, permits) else {
+    let (Some(upgrade), Some((_handshake, permit))) = (upgrade, permits) else {
         return Err((
             nonsense("the media server switched protocols without being asked to"),
             id,
@@ -203,7 +228,6 @@ pub(super) async fn pass(
     };
     client.seat.upgraded();
     let label = if guard.is_some() { "session" } else { "opaque" };
-    let open = Held::new(upgraded, alive, metrics::gauge!(WS_OPEN, "kind" => label));
     // The TCP connection's own permit lives on with the pump.
     let connection = client
         .held
@@ -211,10 +235,13 @@ pub(super) async fn pass(
         .unwrap_or_else(PoisonError::into_inner)
         .take();
     let shared = shared.clone();
+    // A session keeps its place until it is over, which is later than its connection; what is spliced until that ends.
+    let mut permit = Some(permit);
     let guard = guard.map(|mut guard| {
-        guard.accepted();
+        guard.accepted(permit.take());
         guard
     });
+    let open = Held::new(permit, alive, metrics::gauge!(WS_OPEN, "kind" => label));
     tokio::spawn(async move {
         run_upgraded(upgrade, upstream, guard, &path, &shared).await;
         drop((open, connection));
@@ -256,6 +283,22 @@ pub(super) fn check(request: &Request<Incoming>, shared: &Shared) -> Result<(), 
                 limits.max_header_bytes
             ),
         ));
+    }
+    // A field that it names stays here (RFC 9110 section 7.6.1). One by which somebody is known would be read here and not by LiveKit.
+    let readable = h
+        .get_all(header::CONNECTION)
+        .iter()
+        .all(|v| v.to_str().is_ok());
+    let hides = tokens(h, &header::CONNECTION).any(|name| {
+        let for_it = FOR_THE_CONNECTION
+            .iter()
+            .any(|known| known.eq_ignore_ascii_case(name));
+        h.contains_key(name) && !for_it
+    });
+    if hides || !readable {
+        let detail =
+            "Connection names a field that is not for one connection only, or can't be read";
+        return Err(Fault::client(What::Malformed, detail));
     }
     let me = |v: &HeaderValue| v.to_str().is_ok_and(|v| v.contains(&shared.pseudonym));
     if h.get_all(header::VIA).iter().any(me) {
@@ -427,6 +470,7 @@ pub(super) async fn exchange(
     request: Request<Upload<Body>>,
     shared: &Shared,
     client: &Client,
+    patience: Duration,
 ) -> Result<Response<Incoming>, Fault> {
     let good = |(sender, since): &(Sender, Instant)| sender.is_ready() && since.elapsed() < REUSE;
     let mut request = request;
@@ -437,10 +481,7 @@ pub(super) async fn exchange(
             Some(sender) => sender,
             None => connect(shared).await?,
         };
-        let sent = timeout(
-            shared.limits.answer_timeout,
-            sender.try_send_request(request),
-        );
+        let sent = timeout(patience, sender.try_send_request(request));
         match sent.await {
             Ok(Ok(response)) => {
                 if response.status() != StatusCode::SWITCHING_PROTOCOLS {
@@ -458,10 +499,7 @@ pub(super) async fn exchange(
                     What::Timeout,
                     "the media server did not answer in time",
                 )
-                .because(format!(
-                    "{} took over {:?}",
-                    shared.dialer.upstream, shared.limits.answer_timeout
-                )));
+                .because(format!("{} took over {patience:?}", shared.dialer.upstream)));
             }
         }
         if fresh {

@@ -35,7 +35,7 @@ use super::{
     Drain, HANDSHAKE_SECONDS, HTTP_CONNECTIONS, HTTP_EVICTED, HTTP_REQUESTS, Limits, Sessions,
     SignalConfig, TlsFiles,
 };
-use crate::fault::{Fault, What};
+use crate::fault::{Fault, What, note};
 
 /// An upstream's answer as it streams in, or a few bytes of the sidecar's own.
 pub(super) type Body = Either<Incoming, Full<Bytes>>;
@@ -46,12 +46,14 @@ const REQUEST_LINE: usize = 1 << 10;
 const MIN_BUFFER: usize = 8 << 10;
 /// For requests that are being answered when the sidecar leaves; then they break off, and [`serve`] returns in any case.
 const LEAVE_WAIT: Duration = Duration::from_secs(5);
-/// After a failed accept (no file descriptors left): a pause instead of a busy loop.
+/// After a failed accept (no file descriptors left): a pause instead of a busy loop. The same for those who had to go to end.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Descriptors that are no connections of clients: listeners, media workers, log, models, and what is dialled for health.
 const OWN_DESCRIPTORS: u64 = 128;
 /// A connection of a client's and, while it is asked something, one to the upstream.
 const DESCRIPTORS_A_CONNECTION: u64 = 2;
+/// The sockets of a session's server legs: two peer connections over one address.
+const DESCRIPTORS_A_SESSION: u64 = 2;
 /// Of WHIP requests that are under way at one time to handshakes: each may hold two SDPs of 256 KiB.
 const WHIP_SHARE: usize = 4;
 
@@ -101,21 +103,28 @@ pub(super) async fn bind(config: SignalConfig) -> Result<Bound, Fault> {
 /// Descriptors that the process may have: as many as the limits call for, if the system allows so many.
 fn descriptors(limits: &Limits) -> u64 {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let wanted = OWN_DESCRIPTORS + limits.connections as u64 * DESCRIPTORS_A_CONNECTION;
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
-        return wanted;
+        return OWN_DESCRIPTORS + wanted(limits);
     };
-    // The soft limit is low for the sake of programs that use select(2).
-    let most = wanted.min(hard);
+    // The soft limit is low for the sake of programs that use select(2). More than Linux' fs.nr_open can't be had.
+    let most = hard.min(1 << 20);
     if soft < most && setrlimit(Resource::RLIMIT_NOFILE, most, hard).is_ok() {
         return most;
     }
     soft
 }
 
-/// Connections that fit into so many descriptors.
+/// Descriptors that connections and media take where all limits are reached.
+fn wanted(limits: &Limits) -> u64 {
+    let media = (limits.sessions as u64).saturating_mul(DESCRIPTORS_A_SESSION);
+    let connections = (limits.connections as u64).saturating_mul(DESCRIPTORS_A_CONNECTION);
+    media.saturating_add(connections).max(1)
+}
+
+/// Connections that fit into so many descriptors. Where they are too few, media keeps its share of them.
 fn places(limits: &Limits, descriptors: u64) -> usize {
-    let fit = descriptors.saturating_sub(OWN_DESCRIPTORS) / DESCRIPTORS_A_CONNECTION;
+    let there = u128::from(descriptors.saturating_sub(OWN_DESCRIPTORS));
+    let fit = there * limits.connections as u128 / u128::from(wanted(limits));
     let fit = usize::try_from(fit).unwrap_or(usize::MAX).max(1);
     if fit < limits.connections {
         tracing::warn!(
@@ -124,7 +133,7 @@ fn places(limits: &Limits, descriptors: u64) -> usize {
             configured = limits.connections,
             sessions = limits.sessions,
             "limits.connections can't be reached: each takes up to {DESCRIPTORS_A_CONNECTION} file descriptors, and a session's \
-             media more; raise the hard limit (LimitNOFILE=, ulimit -Hn)"
+             media {DESCRIPTORS_A_SESSION} for each address; raise the hard limit (LimitNOFILE=, ulimit -Hn) or lower limits.sessions"
         );
     }
     fit.min(limits.connections)
@@ -207,6 +216,8 @@ pub(super) async fn serve(
     });
     loop {
         let accepted = async {
+            // Whoever had to go and doesn't must not keep new ones out.
+            let _ = tokio::time::timeout(ACCEPT_PAUSE, connections.settled()).await;
             let (tcp, peer) = bound.listener.accept().await?;
             loop {
                 match connections.admit(peer.ip()) {
@@ -225,6 +236,9 @@ pub(super) async fn serve(
             Ok(Some(accepted)) => accepted,
             Ok(None) => {
                 metrics::counter!(HTTP_EVICTED, "why" => "refused").increment(1);
+                note(
+                    "one address has all connections that limits.connections_per_address allows; if it is a proxy's, set that to 0",
+                );
                 continue;
             }
             Err(e) => {

@@ -238,8 +238,9 @@ pub trait SignalSession: Send {
     fn id(&self) -> &str {
         ""
     }
-    /// The upstream answered 101: the token is good, the session exists.
-    fn accepted(&mut self);
+    /// The upstream answered 101: the token is good, the session exists. It has a place among the sessions for as long as it keeps
+    /// `place`; dropped with it if it doesn't.
+    fn accepted(&mut self, place: Option<OwnedSemaphorePermit>);
     /// The upstream answered something else (passed on to the client unchanged), or nothing (502, 504).
     fn refused(&mut self, status: u16);
     /// A message from the client.

@@ -76,6 +76,15 @@ pub(super) async fn pass(
         ),
     };
     let text_field = |name: &header::HeaderName| parts.headers.get(name)?.to_str().ok();
+    if let Route::Patch(id) | Route::Delete(id) = &route
+        && !id
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
+    {
+        // LiveKit's sids have no others. It would decode them and take the path for another's, whom it doesn't ask for a token of its own.
+        let detail = "no WHIP session has such a name";
+        return Err(none(Fault::client(What::NotFound, detail)));
+    }
     let restart = text_field(&header::IF_MATCH).is_some_and(|tag| tag.trim() == "*");
     let opening = Opening {
         path: "/whip/v1",
@@ -105,7 +114,9 @@ pub(super) async fn pass(
     set_length(request.headers_mut(), body.len());
     let body = Either::Right(Full::new(Bytes::from(body)));
     let request = request.map(|()| Upload::new(body, None));
-    let mut response = exchange(request, shared, client).await.map_err(named)?;
+    let patience = shared.limits.answer_timeout;
+    let sent = exchange(request, shared, client, patience).await;
+    let mut response = sent.map_err(named)?;
     strip_hop_by_hop(response.headers_mut());
     if !response.status().is_success() {
         return Ok(response.map(Either::Left));

@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::frame::{Mask, Message, Op, Peer, ReadError, Reader, Writer};
@@ -41,8 +41,8 @@ impl Guard {
         self.session.id().to_owned()
     }
 
-    pub(super) fn accepted(&mut self) {
-        self.session.accepted();
+    pub(super) fn accepted(&mut self, place: Option<OwnedSemaphorePermit>) {
+        self.session.accepted(place);
     }
 
     pub(super) fn refused(mut self, status: u16, by: By) {

@@ -51,7 +51,7 @@ fn answered(app: &Arc<App>, query: &str, frame: &[u8]) -> (Box<dyn SignalSession
     let mut session = open(app, query)
         .unwrap_or_else(|fault| panic!("{fault}"))
         .session;
-    session.accepted();
+    session.accepted(None);
     let verdict = session.server_frame(Frame::Binary(frame));
     (session, verdict.unwrap_or_else(|fault| panic!("{fault}")))
 }
@@ -97,7 +97,7 @@ async fn a_sid_alone_touches_nobodys_session() {
                 let query = format!("{spelt}&{token}");
                 let mut session = open(&app, &query).unwrap_or_else(|f| panic!("{f}")).session;
                 if accepted {
-                    session.accepted();
+                    session.accepted(None);
                     let answer = session.server_frame(Frame::Binary(&resumed()));
                     assert!(answer.is_err() || answer == Ok(must_join_anew()), "{query}");
                     assert!(session.server_frame(Frame::Binary(&resumed())).is_err());
@@ -149,7 +149,7 @@ async fn nothing_changes_until_the_server_says_that_the_session_goes_on() {
     let mut waiting = open(&app, &resume)
         .unwrap_or_else(|f| panic!("{f}"))
         .session;
-    waiting.accepted();
+    waiting.accepted(None);
     assert_eq!(state(&app, "PA_1"), before);
     first.closed(Closed {
         by: By::Client,
@@ -233,7 +233,7 @@ async fn a_server_that_takes_the_client_for_another_ends_it() {
     let token = access("key", "anna", "r", "");
     for (room, identity) in [("r", "eve"), ("other", "anna"), ("", "")] {
         let mut session = open(&app, &token).unwrap_or_else(|f| panic!("{f}")).session;
-        session.accepted();
+        session.accepted(None);
         let answer = session.server_frame(Frame::Binary(&joined(room, identity, "PA_1")));
         assert_eq!(answer.unwrap_err().what, What::BadAnswer);
         session.closed(CLOSED);
@@ -243,7 +243,7 @@ async fn a_server_that_takes_the_client_for_another_ends_it() {
     let mut session = open(&app, "access_token=x")
         .unwrap_or_else(|f| panic!("{f}"))
         .session;
-    session.accepted();
+    session.accepted(None);
     assert!(
         session
             .server_frame(Frame::Binary(&joined("", "", "PA_1")))
@@ -282,7 +282,7 @@ async fn a_resume_as_the_grace_ends_is_taken_or_refused() {
         let (mut first, _) = answered(&app, &token, &joined("r", "anna", &sid));
         let query = format!("reconnect=1&sid={sid}&{token}");
         let mut second = open(&app, &query).unwrap_or_else(|f| panic!("{f}")).session;
-        second.accepted();
+        second.accepted(None);
         first.closed(CLOSED);
         // The end is on its way on another thread; that some come too late must not depend on how fast that is.
         if n % 100 == 99 {
@@ -320,7 +320,7 @@ async fn nobody_resumes_what_is_being_ended() {
     let cell = app.cells()[0].clone();
     let query = format!("reconnect=1&sid=PA_1&{token}");
     let mut resume = open(&app, &query).unwrap_or_else(|f| panic!("{f}")).session;
-    resume.accepted();
+    resume.accepted(None);
     let mut resuming = None;
     app.end_if(&cell, |_| {
         resuming = Some(std::thread::spawn(move || {
@@ -331,4 +331,77 @@ async fn nobody_resumes_what_is_being_ended() {
     });
     assert_eq!(resuming.unwrap().join().unwrap(), Ok(must_join_anew()));
     assert!(cell.lock().gone && app.cells().is_empty());
+}
+
+/// LiveKit has a participant once: nobody comes back to what she left behind, and it takes no place from others.
+#[tokio::test]
+async fn what_a_participant_left_behind_ends_when_she_joins_anew() {
+    let app = app();
+    let places = Arc::new(tokio::sync::Semaphore::new(8));
+    let join = |identity: &str, sid: &str| {
+        let query = access("key", identity, "r", "");
+        let mut session = open(&app, &query).unwrap_or_else(|f| panic!("{f}")).session;
+        session.accepted(Some(places.clone().try_acquire_owned().unwrap()));
+        let frame = joined("r", identity, sid);
+        session.server_frame(Frame::Binary(&frame)).unwrap();
+        session
+    };
+    let known = |sid: &str| app.registry().by_sid.contains_key(sid);
+    let mut ben = join("ben", "PA_9");
+    ben.closed(CLOSED);
+    let mut first = join("anna", "PA_1");
+    first.closed(CLOSED);
+    drop(first);
+    // She may come back, and so her session keeps its place.
+    assert_eq!((known("PA_1"), places.available_permits()), (true, 6));
+    let mut second = join("anna", "PA_2");
+    assert_eq!(
+        (known("PA_1"), known("PA_2"), known("PA_9")),
+        (false, true, true)
+    );
+    assert_eq!(places.available_permits(), 6);
+    // One that is connected still is LiveKit's to end.
+    let _third = join("anna", "PA_3");
+    assert_eq!((known("PA_2"), places.available_permits()), (true, 5));
+    second.closed(CLOSED);
+    assert!(known("PA_3"));
+}
+
+/// Whoever leaves before she is told her sid can't come back by it.
+#[tokio::test]
+async fn a_session_whose_sid_nobody_knows_has_no_grace() {
+    let app = app();
+    let query = access("key", "anna", "r", "");
+    let mut session = open(&app, &query).unwrap_or_else(|f| panic!("{f}")).session;
+    session.accepted(None);
+    session.closed(CLOSED);
+    assert_eq!(app.cells().len(), 1);
+    tokio::time::sleep(LEFT_GRACE + Duration::from_millis(500)).await;
+    assert_eq!(app.cells().len(), 0);
+}
+
+/// LiveKit ends whomever the path names, at the wish of any WHIP participant.
+#[tokio::test]
+async fn a_whip_participant_ends_nobody_else() {
+    let app = app();
+    let (_anna, _) = answered(
+        &app,
+        &access("key", "anna", "r", ""),
+        &joined("r", "anna", "PA_1"),
+    );
+    let delete = |identity: &str, resource: &str| {
+        let query = access("key", identity, "r", "");
+        let opening = Opening {
+            path: "/whip/v1",
+            query: &query,
+            headers: &HeaderMap::new(),
+            peer: "127.0.0.1:9".parse().unwrap(),
+        };
+        let message = WhipMessage::Delete { resource };
+        Door(app.clone()).whip(&opening, message).map(drop)
+    };
+    assert_eq!(delete("eve", "PA_1").unwrap_err().status(), 404);
+    // Her own, and one that isn't here, are the server's to judge.
+    delete("anna", "PA_1").unwrap_or_else(|f| panic!("{f}"));
+    delete("eve", "PA_2").unwrap_or_else(|f| panic!("{f}"));
 }

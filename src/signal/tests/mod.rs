@@ -20,7 +20,7 @@ use std::time::Duration;
 use futures_util::{SinkExt, StreamExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::task::JoinHandle;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
@@ -96,7 +96,7 @@ impl Sessions for Scripted {
             ));
         }
         Ok(Opened {
-            session: Box::new(Script(self.0.clone())),
+            session: Box::new(Script(self.0.clone(), None)),
             query: o
                 .query
                 .contains("rewrite")
@@ -144,7 +144,7 @@ impl WhipExchange for Exchange {
     }
 }
 
-struct Script(Told);
+struct Script(Told, Option<OwnedSemaphorePermit>);
 
 impl Script {
     fn judge(&self, from: &str, frame: Frame<'_>) -> Result<Verdict, Fault> {
@@ -172,8 +172,9 @@ impl SignalSession for Script {
     fn id(&self) -> &str {
         "s1"
     }
-    fn accepted(&mut self) {
+    fn accepted(&mut self, place: Option<OwnedSemaphorePermit>) {
         self.0.add("accepted");
+        self.1 = place;
     }
     fn refused(&mut self, status: u16) {
         self.0.add(format!("refused {status}"));

@@ -32,6 +32,47 @@ async fn targets_that_are_no_paths_are_the_client_s_fault() {
     origin.told.wait("GET /teapot?a=b").await;
 }
 
+/// What `Connection` names stays here. A token there would be one that the sidecar reads and the server doesn't.
+#[tokio::test]
+async fn connection_hides_no_field_that_is_read_here() {
+    let origin = Origin::start().await;
+    let sidecar = Sidecar::before(&origin).await;
+    let upgrade = "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==";
+    for (request, status) in [
+        (format!("GET /rtc HTTP/1.1\r\nHost: s\r\nConnection: Upgrade, authorization\r\nAuthorization: Bearer x\r\n{upgrade}\r\n\r\n"), 400),
+        ("POST /whip/v1 HTTP/1.1\r\nHost: s\r\nConnection: close\r\nConnection: AUTHORIZATION\r\nAuthorization: Bearer x\r\nContent-Length: 5\r\n\r\noffer".to_owned(), 400),
+        ("GET /teapot HTTP/1.1\r\nHost: s\r\nConnection: close, host\r\n\r\n".to_owned(), 400),
+        ("GET /teapot HTTP/1.1\r\nHost: s\r\nConnection: close, \u{e9}\r\n\r\n".to_owned(), 400),
+        // Of what isn't there nothing can be hidden, and these are for one connection in any case.
+        ("GET /teapot HTTP/1.1\r\nHost: s\r\nConnection: close, te, authorization\r\nTE: trailers\r\n\r\n".to_owned(), 418),
+    ] {
+        let answer = sidecar.raw(&request).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{request}{answer}");
+    }
+}
+
+/// LiveKit reads a form before it answers, however long that takes to arrive.
+#[tokio::test]
+async fn a_request_for_a_websocket_has_no_body() {
+    let origin = Origin::start().await;
+    let sidecar = Sidecar::before(&origin).await;
+    for target in ["/rtc", "/agent", "/elsewhere"] {
+        for body in ["Content-Length: 1000000", "Transfer-Encoding: chunked"] {
+            let answer = sidecar
+                .raw(&format!(
+                    "GET {target} HTTP/1.1\r\nHost: s\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+                     Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nContent-Type: multipart/form-data; boundary=b\r\n{body}\r\n\r\n"
+                ))
+                .await;
+            assert!(
+                answer.starts_with("HTTP/1.1 400"),
+                "{target} {body}: {answer}"
+            );
+        }
+    }
+    assert_eq!(origin.told.count("connection"), 0, "nobody was asked");
+}
+
 #[tokio::test]
 async fn head_and_http_1_0_are_served() {
     let origin = Origin::start().await;
