@@ -39,7 +39,7 @@ const UPSTREAM_BUFFER: usize = 64 << 10;
 /// others could have.
 const HANDSHAKE: Duration = Duration::from_secs(20);
 
-/// Fields that `Connection` may name: those that are for one connection by their nature.
+/// Options of `Connection`, and fields that are for one connection by their nature.
 const FOR_THE_CONNECTION: [&str; 8] = [
     "close",
     "http2-settings",
@@ -123,6 +123,7 @@ pub(super) async fn pass(
     client: &Client,
     shared: &Arc<Shared>,
 ) -> Result<Response<Body>, (Fault, String)> {
+    drop_named(request.headers_mut());
     if let Some(route) = Route::of(request.method(), &place) {
         return whip::pass(request, route, client, shared).await;
     }
@@ -284,22 +285,6 @@ pub(super) fn check(request: &Request<Incoming>, shared: &Shared) -> Result<(), 
             ),
         ));
     }
-    // A field that it names stays here (RFC 9110 section 7.6.1). One by which somebody is known would be read here and not by LiveKit.
-    let readable = h
-        .get_all(header::CONNECTION)
-        .iter()
-        .all(|v| v.to_str().is_ok());
-    let hides = tokens(h, &header::CONNECTION).any(|name| {
-        let for_it = FOR_THE_CONNECTION
-            .iter()
-            .any(|known| known.eq_ignore_ascii_case(name));
-        h.contains_key(name) && !for_it
-    });
-    if hides || !readable {
-        let detail =
-            "Connection names a field that is not for one connection only, or can't be read";
-        return Err(Fault::client(What::Malformed, detail));
-    }
     let me = |v: &HeaderValue| v.to_str().is_ok_and(|v| v.contains(&shared.pseudonym));
     if h.get_all(header::VIA).iter().any(me) {
         return Err(Fault::internal(
@@ -429,6 +414,22 @@ fn append(h: &mut HeaderMap, name: HeaderName, element: &str) {
     // Values that were valid before stay so when joined.
     if let Ok(value) = HeaderValue::from_bytes(&list) {
         h.insert(name, value);
+    }
+}
+
+/// Removes the fields that `Connection` names (RFC 9110 section 7.6.1), before anybody reads one: a token there would be one that is
+/// believed here and that LiveKit never sees. Those that the sidecar itself acts upon stay until [`strip_hop_by_hop`].
+fn drop_named(h: &mut HeaderMap) {
+    let named: Vec<HeaderName> = tokens(h, &header::CONNECTION)
+        .filter(|name| {
+            !FOR_THE_CONNECTION
+                .iter()
+                .any(|known| known.eq_ignore_ascii_case(name))
+        })
+        .filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok())
+        .collect();
+    for name in named {
+        h.remove(name);
     }
 }
 
