@@ -5,6 +5,7 @@
   memory   resident memory of AuraLink and LiveKit against the number of sessions
   beside   what the codec threads of a hop cost the native media that the same sidecar relays
   scale    how many participants, one speaker per ten, get all their packets
+  relays   beside LiveKit alone and rtpengine at three loads: CPU a packet, latency, memory (needs Debian's rtpengine-daemon)
 
 Prints a table for each and leaves everything in measure.json. Clients, LiveKit and AuraLink share the machine's cores: run it when
 nothing else does. Run it by `make measure`, parts of it by ONLY=join,load.
@@ -23,6 +24,7 @@ from pathlib import Path
 
 import beside
 import lab
+import relays
 import transit
 from lab import Failed
 
@@ -336,7 +338,15 @@ def native_beside_neural(a, lab_for) -> dict:
     return {"runs": results}
 
 
-PARTS = {"join": join, "load": load, "memory": memory, "beside": native_beside_neural, "scale": scale}
+def other_relays(a, lab_for) -> dict:
+    await_quiet(a.patience)
+    loads = {name: LOADS[name] for name in ("low", "tenth", "half")}
+    head, rows, results = relays.relays(a, lab_for, loads, run_load, note)
+    show("Relays side by side; µs a packet and memory are those of rtpengine, LiveKit, AuraLink alone", head, rows)
+    return results
+
+
+PARTS = {"join": join, "load": load, "memory": memory, "beside": native_beside_neural, "scale": scale, "relays": other_relays}
 
 
 def numbers(text: str) -> list[int]:

@@ -5,6 +5,7 @@ go 1.26
 require (
 	github.com/livekit/protocol v1.45.2-0.20260403151849-8a360e8d0221
 	github.com/livekit/server-sdk-go/v2 v2.16.2
+	github.com/pion/interceptor v0.1.44
 	github.com/pion/rtp v1.10.1
 	github.com/pion/webrtc/v4 v4.2.6
 )
@@ -44,7 +45,6 @@ require (
 	github.com/pion/datachannel v1.6.0 // indirect
 	github.com/pion/dtls/v3 v3.1.2 // indirect
 	github.com/pion/ice/v4 v4.2.0 // indirect
-	github.com/pion/interceptor v0.1.44 // indirect
 	github.com/pion/logging v0.2.4 // indirect
 	github.com/pion/mdns/v2 v2.1.0 // indirect
 	github.com/pion/randutil v0.1.0 // indirect

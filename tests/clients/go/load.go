@@ -220,7 +220,7 @@ func (l *loader) publish(rooms []*lksdk.Room) []*webrtc.TrackLocalStaticRTP {
 	return tracks
 }
 
-// speak sends a packet every 20 ms until the end.
+// speak sends its packets every 20 ms until the end.
 func (l *loader) speak(track *webrtc.TrackLocalStaticRTP, seed int) {
 	payload := make([]byte, l.o.packetBytes)
 	payload[0] = 0x78 // CELT, fullband, 20 ms, mono, one frame
@@ -232,7 +232,7 @@ func (l *loader) speak(track *webrtc.TrackLocalStaticRTP, seed int) {
 	// Speakers start at different phases of the 20 ms, as people's devices do.
 	start := time.Now().Add(time.Duration(seed%20) * time.Millisecond)
 	for counter := uint32(0); ; counter++ {
-		due := start.Add(time.Duration(counter) * 20 * time.Millisecond)
+		due := start.Add(time.Duration(counter) * 20 * time.Millisecond / time.Duration(l.o.perTick))
 		select {
 		case <-l.stop:
 			return
@@ -245,7 +245,7 @@ func (l *loader) speak(track *webrtc.TrackLocalStaticRTP, seed int) {
 		binary.BigEndian.PutUint32(payload[4:], counter)
 		binary.BigEndian.PutUint64(payload[8:], uint64(now.UnixNano()))
 		p.SequenceNumber++
-		p.Timestamp += 960
+		p.Timestamp += uint32(960 / l.o.perTick)
 		if err := track.WriteRTP(p); err == nil && l.counting.Load() {
 			l.sent.Add(1)
 		}

@@ -31,6 +31,8 @@ type options struct {
 	load, speakers, rooms int
 	joinRate              float64
 	packetBytes           int
+	perTick               int
+	relay                 string
 
 	whip bool
 }
@@ -72,6 +74,8 @@ func parse() *options {
 	f.IntVar(&o.rooms, "rooms", 1, "load: rooms to spread them over, named ROOM-0, ROOM-1, ...")
 	f.Float64Var(&o.joinRate, "join-rate", 20, "load: joins a second")
 	f.IntVar(&o.packetBytes, "packet-bytes", 80, "load: payload bytes of each 20 ms packet")
+	f.IntVar(&o.perTick, "per-tick", 1, "load: packets of each speaker in 20 ms, spread evenly")
+	f.StringVar(&o.relay, "relay", "", "load: calls of two peer connections of this process through rtpengine, whose control port is HOST:PORT, or none")
 	f.BoolVar(&o.whip, "whip", false, "publish by WHIP instead of LiveKit's signalling")
 	f.Parse(os.Args[1:])
 	if f.NArg() > 0 {
@@ -119,6 +123,12 @@ func parse() *options {
 	if o.load > 0 && (o.rooms < 1 || o.speakers < 0 || o.speakers > o.load || o.packetBytes < loadHeader || o.joinRate <= 0) {
 		usage("--load: needs rooms >= 1, 0 <= speakers <= participants, packet-bytes >= %d, join-rate > 0", loadHeader)
 	}
+	if o.perTick < 1 || o.perTick > 20 {
+		usage("--per-tick: 1 to 20")
+	}
+	if o.relay != "" && o.load == 0 {
+		usage("--relay needs --load, the number of calls")
+	}
 	if o.whip {
 		if err := checkWhip(o); err != nil {
 			usage("%v", err)
@@ -148,7 +158,9 @@ func main() {
 	o := parse()
 	var report any
 	var errs []string
-	if o.load > 0 {
+	if o.relay != "" {
+		report, errs = runRelay(o)
+	} else if o.load > 0 {
 		report, errs = runLoad(o)
 	} else if o.whip {
 		report, errs = runWhip(o)
