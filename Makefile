@@ -63,7 +63,7 @@ licences: tools ## licences, sources and yanked versions of the dependencies (de
 demo: setup build ## two clients talk through AuraLink: off, lean, neural; BROWSER=1: in Chromium
 	@"$(PYTHON)" scripts/demo.py --auralink $(AURALINK) $(if $(BROWSER),--browser)
 
-measure: setup build ## figures of whole processes in docs/benchmarks.md; ONLY=join,load,memory,beside,scale for parts of them
+measure: setup build ## figures of whole processes in docs/benchmarks.md; ONLY=join,load,memory,beside,scale,relays for parts of them
 	@"$(PYTHON)" scripts/measure.py --auralink $(AURALINK) $(if $(ONLY),--only $(ONLY))
 
 ladder: setup ## ViSQOL and PESQ of every rung through the engine, 23 clips, and what loss costs; a quarter of an hour
