@@ -102,8 +102,10 @@ impl<'a> Query<'a> {
         let Some(at) = self.find(name)?.map(|pair| pair.at.clone()) else {
             return Ok(self.raw.to_owned());
         };
+        // A name alone has an empty value, as Go reads it.
+        let alone = !self.raw[..at.start].ends_with('=');
         let mut new = self.raw.to_owned();
-        new.replace_range(at, value);
+        new.replace_range(at, &format!("{}{value}", if alone { "=" } else { "" }));
         Ok(new)
     }
 

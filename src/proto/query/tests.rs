@@ -56,6 +56,11 @@ fn a_value_is_exchanged_where_it_stands() {
     assert_eq!(query.get("b"), Ok(None), "empty is as good as absent");
     let bytes = Query::parse("sid=%ff").unwrap();
     assert_eq!(bytes.get("sid"), Err(Unclear::NotUtf8("sid")));
+    // A name by itself, which the fuzzer found.
+    let query = Query::parse("a=1&join%5Frequest&b").unwrap();
+    let new = query.with("join_request", "y%3D").unwrap();
+    assert_eq!(new, "a=1&join%5Frequest=y%3D&b");
+    assert_eq!(query.with("b", "z").unwrap(), "a=1&join%5Frequest&b=z");
 }
 
 #[test]
