@@ -100,8 +100,7 @@ pub(crate) fn main() -> ExitCode {
     if args.check {
         return check(&args, &file, &loaded);
     }
-    let settings = loaded.settings;
-    auralink::logging::init(&settings.log);
+    auralink::logging::init(&loaded.settings.log);
     // Signalling and the admin pages; media has threads of its own.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(CONTROL_THREADS)
@@ -110,7 +109,7 @@ pub(crate) fn main() -> ExitCode {
         .build();
     let result = match runtime {
         Ok(runtime) => runtime
-            .block_on(auralink::run(settings, path))
+            .block_on(auralink::run(loaded, path))
             .map_err(|fault| fault.to_string()),
         Err(error) => Err(format!("no threads for signalling: {error}")),
     };

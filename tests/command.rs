@@ -121,6 +121,20 @@ fn check_shows_what_a_room_gets() {
     );
 }
 
+/// PEM files of a certificate for these names, and of another one's key.
+fn certify(dir: &Path, names: &[&str]) -> [PathBuf; 3] {
+    let made = |name: &str| {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let own = rcgen::generate_simple_self_signed(names).unwrap();
+        let [cert, key] = ["crt", "key"].map(|kind| dir.join(format!("{name}.{kind}")));
+        fs::write(&cert, own.cert.pem()).unwrap();
+        fs::write(&key, own.signing_key.serialize_pem()).unwrap();
+        (cert, key)
+    };
+    let ((cert, key), (_, other)) = (made("a"), made("b"));
+    [cert, key, other]
+}
+
 #[test]
 fn the_reference_is_good() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/auralink.yaml");
@@ -261,6 +275,7 @@ struct Sidecar {
     child: std::process::Child,
     file: std::path::PathBuf,
     fixed: String,
+    listen: SocketAddr,
     admin: std::net::SocketAddr,
     _dir: tempfile::TempDir,
 }
@@ -354,6 +369,7 @@ impl Sidecar {
             child,
             file,
             fixed,
+            listen,
             admin,
             _dir: dir,
         }
@@ -382,6 +398,30 @@ impl Sidecar {
             assert!(Instant::now() < end, "{part} is not in {path}:\n{answer}");
             std::thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    /// Whether a client that trusts this certificate alone gets a connection.
+    fn serves_with(&self, pem: &[u8]) -> bool {
+        use tokio_rustls::rustls::pki_types::{CertificateDer, pem::PemObject};
+        use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, crypto::ring};
+        let mut roots = RootCertStore::empty();
+        roots
+            .add(CertificateDer::from_pem_slice(pem).unwrap())
+            .unwrap();
+        let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let name = "localhost".try_into().unwrap();
+        let mut tls = ClientConnection::new(Arc::new(config), name).unwrap();
+        let mut stream = TcpStream::connect(self.listen).unwrap();
+        while tls.is_handshaking() {
+            if tls.complete_io(&mut stream).is_err() {
+                return false;
+            }
+        }
+        true
     }
 
     fn write(&self, more: &str) {
@@ -422,11 +462,12 @@ fn a_running_sidecar_reloads_tells_of_it_and_drains() {
     sidecar.wait_for("/metrics", "auralink_config_reloads_total{result=\"ok\"} 1");
 
     // Refused by name, by SIGHUP; calls go on, so it stays ready.
-    sidecar.write("limits: { sessions: 5 }\n");
+    sidecar.write("limits: { sessions: 5 }\nengine: { threads: 63 }\n");
     sidecar.signal("-HUP");
     let ready = sidecar.wait_for("/readyz", "last reload failed");
     assert!(
-        ready.contains("limits.sessions: only a restart can change it"),
+        ready.contains("engine.threads: only a restart can change it")
+            && !ready.contains("limits.sessions"),
         "{ready}"
     );
     assert!(ready.starts_with("HTTP/1.1 200"), "{ready}");
@@ -454,6 +495,47 @@ fn a_running_sidecar_reloads_tells_of_it_and_drains() {
         std::thread::sleep(Duration::from_millis(50));
     };
     assert_eq!(status.code(), Some(0));
+}
+
+/// Over TLS, as LiveKit's clients come: whose certificate the sidecar shows.
+#[test]
+fn a_renewed_certificate_is_served_without_a_restart() {
+    let upstream = Upstream::start();
+    let dir = tempfile::tempdir().unwrap();
+    let [cert, key, other] = certify(dir.path(), &["localhost"]);
+    let tls = format!(
+        "tls: {{ cert: {}, key: {} }}\n",
+        cert.display(),
+        key.display()
+    );
+    let sidecar = Sidecar::start(upstream.at, &tls);
+    let ready = sidecar.wait_for("/readyz", "\"ready\":true");
+    assert!(
+        ready.contains("\"name\":\"tls\",\"state\":\"ok\""),
+        "{ready}"
+    );
+    sidecar.wait_for(
+        "/metrics",
+        "auralink_tls_certificate_not_after_timestamp_seconds ",
+    );
+
+    // The key of another one: the old certificate stays, and that is said.
+    let [old, new] = [&cert, &dir.path().join("b.crt")].map(|file| fs::read(file).unwrap());
+    fs::copy(&other, &key).unwrap();
+    let ready = sidecar.wait_for("/readyz", "does not fit the certificate");
+    assert!(ready.starts_with("HTTP/1.1 200") && ready.contains("\"state\":\"warning\""));
+    sidecar.wait_for("/metrics", "auralink_tls_last_reload_failed 1");
+    assert!(sidecar.serves_with(&old) && !sidecar.serves_with(&new));
+    // The pair that belongs together.
+    fs::write(&cert, &new).unwrap();
+    sidecar.wait_for("/metrics", "auralink_tls_last_reload_failed 0");
+    sidecar.wait_for("/metrics", "auralink_tls_reloads_total{result=\"ok\"} 1");
+    let end = Instant::now() + Duration::from_secs(30);
+    while !sidecar.serves_with(&new) {
+        assert!(Instant::now() < end, "still the old certificate");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(!sidecar.serves_with(&old));
 }
 
 #[test]

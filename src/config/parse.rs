@@ -9,7 +9,7 @@ use super::{
     Admin, Engine, Limits, Loaded, Log, LogFormat, MAX_QUERY, MAX_WORKERS, Media, Metrics,
     Scheduling,
 };
-use super::{Places, Problem, Problems, Session, Settings, TlsFiles};
+use super::{Material, Places, Problem, Problems, Session, Settings, TlsFiles};
 use auralink_proto::ladder::Rung;
 use auralink_proto::policy::{
     AudioPolicy, Mode, Policy, RecodeFor, RedPolicy, Rule, Rules, VideoCodec, VideoPolicy,
@@ -33,6 +33,7 @@ pub(super) fn parse(text: &str) -> Result<Loaded, Problems> {
     Ok(Loaded {
         settings,
         warnings,
+        material: Material::default(),
         places: Places {
             text: text.to_owned(),
             given,
