@@ -4,9 +4,11 @@
 //! replaces them on reload. `config/auralink.yaml` is the reference of all keys; tests keep it equal
 //! to this module. Mistakes are collected, not just the first, each with line and column.
 
+mod addresses;
 mod files;
 mod live;
 mod parse;
+mod reach;
 mod show;
 #[cfg(test)]
 mod tests;

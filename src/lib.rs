@@ -12,6 +12,7 @@ pub mod media;
 mod overview;
 mod shown;
 pub mod signal;
+pub mod surroundings;
 mod tasks;
 pub mod tls;
 

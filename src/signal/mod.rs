@@ -293,6 +293,12 @@ pub enum Drain {
     Leaving,
 }
 
+/// File descriptors that the process takes where both limits are reached.
+#[must_use]
+pub fn descriptors(sessions: usize, connections: usize) -> u64 {
+    http::OWN_DESCRIPTORS.saturating_add(http::wanted(sessions, connections))
+}
+
 /// Takes the port; nothing is served yet.
 ///
 /// # Errors
