@@ -6,6 +6,8 @@ SHELL := bash
 
 export XDG_CACHE_HOME ?= $(HOME)/.cache
 CACHE := $(XDG_CACHE_HOME)/auralink
+# A folder that the caller named is the caller's, and may hold other builds: `make clean` deletes none.
+OWN_TARGET := $(if $(filter undefined,$(origin CARGO_TARGET_DIR)),yes)
 # A fresh checkout finds the builds of the one before.
 export CARGO_TARGET_DIR ?= $(CACHE)/target
 AURALINK := $(CARGO_TARGET_DIR)/release/auralink
@@ -88,5 +90,12 @@ $(CARGO_FUZZ): | tools
 # cargo finds `cargo fuzz` by PATH.
 fuzz: export PATH := $(CACHE)/tools/bin:$(PATH)
 
-clean: ## what cargo built, in CARGO_TARGET_DIR; `make setup`'s downloads stay
-	rm -rf "$(CARGO_TARGET_DIR)"
+PACKAGES := -p auralink -p auralink-engine -p auralink-proto
+
+clean: ## what cargo built: in the cache all, in a CARGO_TARGET_DIR of yours these packages alone; downloads stay
+ifeq ($(OWN_TARGET),yes)
+	rm -rf "$(CACHE)/target"
+else
+	cargo clean --locked $(PACKAGES)
+	cargo clean --locked --release $(PACKAGES)
+endif

@@ -10,6 +10,7 @@ use crate::config::Live;
 use crate::fault::{Fault, What};
 use crate::media::{self, Media, MediaEvent, SessionId};
 use crate::shown::Shown;
+use crate::signal::Permit;
 use auralink_proto::description::Target;
 use auralink_proto::ladder::Rung;
 use auralink_proto::policy::{Mode, Policy};
@@ -24,7 +25,6 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::sync::OwnedSemaphorePermit;
 
 /// A session that said goodbye keeps its media for so long, so that close_notify crosses.
 const LEFT_GRACE: Duration = Duration::from_secs(1);
@@ -66,7 +66,7 @@ struct Inner {
     speakers: [BTreeSet<String>; 2],
     sockets: Bound,
     /// Its place among the sessions, until it is over.
-    place: Option<OwnedSemaphorePermit>,
+    place: Option<Permit>,
     /// It is a WHIP session, which has no signalling connection.
     whip: bool,
 }

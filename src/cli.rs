@@ -2,6 +2,7 @@
 //! configuration that cannot be used.
 
 use auralink::config::{self, Loaded, Problem};
+use auralink::surroundings::{self, When};
 use clap::{Parser, Subcommand};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -18,14 +19,14 @@ const CONTROL_THREADS: usize = 2;
 #[command(version, max_term_width = 100)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 #[command(
-    after_help = "Exit codes: 0 done, 1 failed while running, 2 wrong arguments or configuration.\n\
+    after_help = "Exit codes: 0 done, 1 failed while running, 2 wrong arguments or configuration; warnings leave it at 0.\n\
     SIGHUP reloads the file, SIGTERM drains and ends. config/auralink.yaml documents every key."
 )]
 struct Args {
     /// The configuration, YAML
     #[arg(long, value_name = "FILE", required = true)]
     config: Option<PathBuf>,
-    /// Say what is wrong with the file, with line and column, and end; nothing is bound
+    /// Say what is wrong with the file and those that it names, and what can't be right on this machine, with line and column, and end; nothing is bound
     #[arg(long)]
     check: bool,
     /// With --check: show the effective settings of this room
@@ -96,12 +97,14 @@ pub(crate) fn main() -> ExitCode {
             return ExitCode::from(BAD_CONFIG);
         }
     };
-    report(&file, "warning", &loaded.warnings);
     if args.check {
         return check(&args, &file, &loaded);
     }
-    let settings = loaded.settings;
-    auralink::logging::init(&settings.log);
+    auralink::logging::init(&loaded.settings.log);
+    let found = surroundings::look(&loaded, When::Started);
+    for problem in loaded.warnings.iter().chain(&found.warnings) {
+        tracing::warn!("{}", problem.line(&file, "warning"));
+    }
     // Signalling and the admin pages; media has threads of its own.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(CONTROL_THREADS)
@@ -110,7 +113,7 @@ pub(crate) fn main() -> ExitCode {
         .build();
     let result = match runtime {
         Ok(runtime) => runtime
-            .block_on(auralink::run(settings, path))
+            .block_on(auralink::run(loaded, path))
             .map_err(|fault| fault.to_string()),
         Err(error) => Err(format!("no threads for signalling: {error}")),
     };
@@ -166,6 +169,13 @@ fn report(file: &str, severity: &str, problems: &[Problem]) {
 }
 
 fn check(args: &Args, file: &str, loaded: &Loaded) -> ExitCode {
+    let found = surroundings::look(loaded, When::Checked);
+    report(file, "error", &found.errors);
+    report(file, "warning", &loaded.warnings);
+    report(file, "warning", &found.warnings);
+    if !found.errors.is_empty() {
+        return ExitCode::from(BAD_CONFIG);
+    }
     let s = &loaded.settings;
     let text = match &args.room {
         Some(room) => config::show_room(s, room, args.identity.as_deref(), args.api_key.as_deref()),

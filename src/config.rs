@@ -4,14 +4,18 @@
 //! replaces them on reload. `config/auralink.yaml` is the reference of all keys; tests keep it equal
 //! to this module. Mistakes are collected, not just the first, each with line and column.
 
+mod addresses;
+mod files;
 mod live;
 mod parse;
+mod reach;
 mod show;
 #[cfg(test)]
 mod tests;
 mod values;
 mod yaml;
 
+pub use files::Material;
 pub use live::{Live, ReloadState, Reloaded};
 pub use show::show_room;
 
@@ -362,6 +366,8 @@ pub struct Loaded {
     pub settings: Settings,
     /// What it says that has no effect.
     pub warnings: Vec<Problem>,
+    /// What the files hold that it names; nothing where only its text was read.
+    pub material: Material,
     /// Places of the values that stand in it.
     places: Places,
 }
@@ -401,8 +407,8 @@ impl Settings {
             upstream,
             media,
             admin,
-            limits,
-            session,
+            limits: _,
+            session: _,
             log,
             metrics: _,
             engine,
@@ -419,24 +425,6 @@ impl Settings {
         let Admin {
             listen: admin_listen,
         } = admin;
-        let Limits {
-            max_header_bytes,
-            max_query_bytes,
-            max_frame_bytes,
-            header_timeout,
-            keep_alive_timeout,
-            dial_timeout,
-            idle_timeout,
-            handshakes,
-            sessions,
-            connections,
-            connections_per_address,
-        } = limits;
-        let Session {
-            resume_grace,
-            consent_timeout,
-            drain_grace,
-        } = session;
         let Log { level: _, format } = log;
         let Engine {
             threads,
@@ -447,7 +435,8 @@ impl Settings {
         } = engine;
         let same = [
             ("listen", *listen == new.listen),
-            ("tls", *tls == new.tls),
+            // Clients dial with one scheme or the other.
+            ("tls", tls.is_some() == new.tls.is_some()),
             ("upstream", *upstream == new.upstream),
             ("media.ip", *ips == new.media.ips),
             ("media.udp_port", *udp_port == new.media.udp_port),
@@ -464,53 +453,6 @@ impl Settings {
             ),
             ("audit.log", *audit == new.audit),
             ("admin.listen", *admin_listen == new.admin.listen),
-            (
-                "limits.max_header_bytes",
-                *max_header_bytes == new.limits.max_header_bytes,
-            ),
-            (
-                "limits.max_query_bytes",
-                *max_query_bytes == new.limits.max_query_bytes,
-            ),
-            (
-                "limits.max_frame_bytes",
-                *max_frame_bytes == new.limits.max_frame_bytes,
-            ),
-            (
-                "limits.header_timeout",
-                *header_timeout == new.limits.header_timeout,
-            ),
-            (
-                "limits.dial_timeout",
-                *dial_timeout == new.limits.dial_timeout,
-            ),
-            (
-                "limits.idle_timeout",
-                *idle_timeout == new.limits.idle_timeout,
-            ),
-            ("limits.handshakes", *handshakes == new.limits.handshakes),
-            ("limits.sessions", *sessions == new.limits.sessions),
-            (
-                "limits.keep_alive_timeout",
-                *keep_alive_timeout == new.limits.keep_alive_timeout,
-            ),
-            ("limits.connections", *connections == new.limits.connections),
-            (
-                "limits.connections_per_address",
-                *connections_per_address == new.limits.connections_per_address,
-            ),
-            (
-                "session.resume_grace",
-                *resume_grace == new.session.resume_grace,
-            ),
-            (
-                "session.consent_timeout",
-                *consent_timeout == new.session.consent_timeout,
-            ),
-            (
-                "session.drain_grace",
-                *drain_grace == new.session.drain_grace,
-            ),
             ("log.format", *format == new.log.format),
         ];
         same.into_iter()
@@ -528,6 +470,12 @@ impl Settings {
             ("rooms", self.rules.rules() == rules.rules()),
             ("log.level", self.log.level == new.log.level),
             ("metrics.rooms", self.metrics == new.metrics),
+            (
+                "tls",
+                self.tls == new.tls || self.tls.is_some() != new.tls.is_some(),
+            ),
+            ("limits", self.limits == new.limits),
+            ("session", self.session == new.session),
         ];
         same.into_iter()
             .filter(|(_, same)| !same)
@@ -539,10 +487,10 @@ impl Settings {
 /// Reads a file and all it names.
 ///
 /// # Errors
-/// As [`Settings::parse`], and when the file or one it names cannot be read.
+/// As [`Settings::parse`], and when the file or one it names cannot be read or holds what can't be used.
 pub fn load(path: &Path) -> Result<Loaded, Problems> {
     let bytes = read_file(path).map_err(|p| Problems(vec![p]))?;
-    load_bytes(&bytes)
+    with_files(load_bytes(&bytes)?)
 }
 
 /// The file's bytes, refusing what is surely no configuration before reading it.
@@ -562,7 +510,7 @@ pub(crate) fn read_file(path: &Path) -> Result<Vec<u8>, Problem> {
     Ok(bytes)
 }
 
-/// As [`load`], the file being read already.
+/// As [`load`], the file being read already, and without those that it names.
 pub(crate) fn load_bytes(bytes: &[u8]) -> Result<Loaded, Problems> {
     let text = std::str::from_utf8(bytes).map_err(|e| {
         let good = String::from_utf8_lossy(&bytes[..e.valid_up_to()]);
@@ -576,23 +524,24 @@ pub(crate) fn load_bytes(bytes: &[u8]) -> Result<Loaded, Problems> {
             message,
         }])
     })?;
-    let loaded = Settings::parse(text)?;
-    let named = loaded.settings.tls.iter();
-    let named = named.flat_map(|tls| [("tls.cert", &tls.cert), ("tls.key", &tls.key)]);
-    let unreadable: Vec<_> = named
-        .filter_map(|(key, file)| {
-            let error = std::fs::File::open(file).err()?;
-            let message = format!("{} cannot be read: {error}", file.display());
-            Some(Problem {
+    Settings::parse(text)
+}
+
+/// Reads what the configuration names.
+fn with_files(mut loaded: Loaded) -> Result<Loaded, Problems> {
+    let settings = &loaded.settings;
+    match files::Files::read(settings).material(settings.upstream.https) {
+        Ok(material) => {
+            loaded.material = material;
+            Ok(loaded)
+        }
+        Err(wrong) => {
+            let problem = |(key, message): (&str, String)| Problem {
                 place: loaded.place(key),
-                key: key.into(),
+                key: key.to_owned(),
                 message,
-            })
-        })
-        .collect();
-    if unreadable.is_empty() {
-        Ok(loaded)
-    } else {
-        Err(Problems(unreadable))
+            };
+            Err(Problems(wrong.into_iter().map(problem).collect()))
+        }
     }
 }

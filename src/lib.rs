@@ -12,12 +12,14 @@ pub mod media;
 mod overview;
 mod shown;
 pub mod signal;
+pub mod surroundings;
 mod tasks;
+pub mod tls;
 
 use crate::admin::{Admin, Rooms};
 use crate::app::{App, Door};
 use crate::audit::Audit;
-use crate::config::{Live, Scheduling, Settings};
+use crate::config::{Live, Loaded, Scheduling, Settings};
 use crate::fault::{Fault, What};
 use crate::media::{Media, MediaConfig};
 use crate::overview::Overview;
@@ -44,17 +46,18 @@ const MODELS_EVERY: std::time::Duration = std::time::Duration::from_secs(2);
 /// # Errors
 /// What kept it from starting: a port in use, a certificate that cannot be read; or a thread or task that has ended without which
 /// it cannot go on.
-pub async fn run(settings: Settings, path: &Path) -> Result<(), Fault> {
+pub async fn run(loaded: Loaded, path: &Path) -> Result<(), Fault> {
     let cannot = |error: std::io::Error| Fault::internal(What::Config, error.to_string());
     let recorder = admin::metrics::install()
         .map_err(|error| Fault::internal(What::Defect, "no metrics").because(error))?;
     tasks::see_panics();
     let tasks = Tasks::new();
-    let live = Live::new(settings, path);
+    let live = Live::new(loaded, path);
     let settings = live.load();
     let identity = Identity::generate()
         .map_err(|error| Fault::internal(What::Config, "no DTLS certificate").because(error))?;
-    let bound = signal::bind(signal_config(&settings)?).await?;
+    let bound = signal::bind(signal_config(&settings, &live)?).await?;
+    let control = bound.control();
     let admin_bound = admin::bind(settings.admin.listen).map_err(cannot)?;
     let engine = Engine::start(engine_config(&settings))
         .map(Arc::new)
@@ -118,17 +121,13 @@ pub async fn run(settings: Settings, path: &Path) -> Result<(), Fault> {
     }
     let models = engine.clone();
     tasks.keep("models", move || watch_models(models.clone()));
-    let (reloaded, reloaded_live) = (app.clone(), live.clone());
-    tasks.keep("policy", move || {
-        let (app, live) = (reloaded.clone(), reloaded_live.clone());
-        let mut generations = live.subscribe();
-        async move {
-            while generations.changed().await.is_ok() {
-                logging::set_level(&live.load().log.level);
-                app.policy_changed();
-            }
-        }
-    });
+    let follower = Follower {
+        app: app.clone(),
+        live: live.clone(),
+        media: media.clone(),
+        control,
+    };
+    tasks.keep("policy", move || follower.clone().follow());
     let overview = Arc::new(Overview {
         app: app.clone(),
         media: media.clone(),
@@ -210,6 +209,45 @@ async fn shutdown_signal() -> Result<(), Fault> {
     Ok(())
 }
 
+/// What a reload changes while calls run.
+#[derive(Clone)]
+struct Follower {
+    app: Arc<App>,
+    live: Arc<Live>,
+    media: Arc<Media>,
+    control: signal::Control,
+}
+
+impl Follower {
+    async fn follow(self) {
+        let mut generations = self.live.subscribe();
+        loop {
+            // First what may have changed since the start, or while this was being restarted.
+            self.apply();
+            if generations.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn apply(&self) {
+        let (settings, material) = (self.live.load(), self.live.material());
+        logging::set_level(&settings.log.level);
+        self.control.set_limits(&limits(&settings));
+        if let Some(certificate) = &material.certificate {
+            self.control.set_certificate(certificate);
+        }
+        if let Some(roots) = &material.roots
+            && let Err(error) = self.control.trust(roots)
+        {
+            tracing::error!(%error, "trusted roots");
+        }
+        self.media
+            .set_consent_timeout(settings.session.consent_timeout);
+        self.app.policy_changed();
+    }
+}
+
 /// Models that come, go or change are noticed while calls run.
 async fn watch_models(engine: Arc<Engine>) {
     let mut every = tokio::time::interval(MODELS_EVERY);
@@ -243,33 +281,34 @@ fn engine_config(settings: &Settings) -> EngineConfig {
     }
 }
 
-fn signal_config(settings: &Settings) -> Result<signal::SignalConfig, Fault> {
+fn signal_config(settings: &Settings, live: &Live) -> Result<signal::SignalConfig, Fault> {
     let upstream = settings
         .upstream
         .to_string()
         .parse()
         .map_err(|error: String| Fault::internal(What::Config, error))?;
-    let limits = &settings.limits;
     Ok(signal::SignalConfig {
         listen: settings.listen,
         upstream,
-        tls: settings.tls.as_ref().map(|tls| signal::TlsFiles {
-            cert: tls.cert.clone(),
-            key: tls.key.clone(),
-        }),
-        limits: signal::Limits {
-            max_header_bytes: limits.max_header_bytes,
-            max_query_bytes: limits.max_query_bytes,
-            max_frame_bytes: limits.max_frame_bytes,
-            header_timeout: limits.header_timeout,
-            dial_timeout: limits.dial_timeout,
-            idle_timeout: limits.idle_timeout,
-            handshakes: limits.handshakes,
-            sessions: limits.sessions,
-            keep_alive_timeout: limits.keep_alive_timeout,
-            connections: limits.connections,
-            connections_per_address: limits.connections_per_address,
-            ..signal::Limits::default()
-        },
+        tls: live.material().certificate.clone(),
+        limits: limits(settings),
     })
+}
+
+fn limits(settings: &Settings) -> signal::Limits {
+    let limits = &settings.limits;
+    signal::Limits {
+        max_header_bytes: limits.max_header_bytes,
+        max_query_bytes: limits.max_query_bytes,
+        max_frame_bytes: limits.max_frame_bytes,
+        header_timeout: limits.header_timeout,
+        dial_timeout: limits.dial_timeout,
+        idle_timeout: limits.idle_timeout,
+        handshakes: limits.handshakes,
+        sessions: limits.sessions,
+        keep_alive_timeout: limits.keep_alive_timeout,
+        connections: limits.connections,
+        connections_per_address: limits.connections_per_address,
+        ..signal::Limits::default()
+    }
 }

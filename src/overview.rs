@@ -83,6 +83,32 @@ impl Overview {
         }
     }
 
+    /// How the listener's certificate and the upstream's roots are, where there are any.
+    fn tls_check(&self) -> Option<Check> {
+        let (settings, material) = (self.live.load(), self.live.material());
+        if settings.tls.is_none() && !settings.upstream.https {
+            return None;
+        }
+        let failed = self.live.state().files_failed;
+        let mut details: Vec<String> = failed
+            .map(|(_, problems)| format!("not renewed: {problems}"))
+            .into_iter()
+            .collect();
+        if let Some(certificate) = &material.certificate {
+            let local = settings.listen.ip().is_loopback();
+            details.extend(certificate.doubts(std::time::SystemTime::now(), local));
+        }
+        Some(Check {
+            name: "tls",
+            state: if details.is_empty() {
+                CheckState::Ok
+            } else {
+                CheckState::Warning
+            },
+            detail: details.join("; "),
+        })
+    }
+
     fn tasks_check(&self) -> Check {
         let (state, detail) = match (self.tasks.failed(), self.tasks.restarted()) {
             (Some(why), _) => (CheckState::Failed, format!("{why}; the process ends")),
@@ -319,7 +345,10 @@ impl StatusSource for Overview {
                     }),
                 },
                 EngineStatus::of(&self.engine).check(),
-            ],
+            ]
+            .into_iter()
+            .chain(self.tls_check())
+            .collect(),
         }
     }
 }

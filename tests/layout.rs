@@ -1,6 +1,6 @@
-//! Rules about the source text itself (docs/ARCHITECTURE.md).
+//! Rules about the source text itself (docs/ARCHITECTURE.md), and about the Makefile.
 
-#![allow(clippy::unwrap_used, clippy::print_stderr)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -44,4 +44,31 @@ fn no_source_file_runs_away() {
     }
     long.retain(|(lines, _)| *lines > MOST);
     assert!(long.is_empty(), "over {MOST} lines, split them: {long:?}");
+}
+
+/// What `make clean` would run, with this folder for builds named by the caller or none.
+fn clean(target: Option<&str>) -> String {
+    let mut make = std::process::Command::new("make");
+    // Under `make test` this is a make within a make.
+    make.args(["--no-print-directory", "-n", "clean"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .env("XDG_CACHE_HOME", "/the-cache")
+        .env_remove("MAKEFLAGS")
+        .env_remove("CARGO_TARGET_DIR");
+    if let Some(target) = target {
+        make.env("CARGO_TARGET_DIR", target);
+    }
+    let output = make
+        .output()
+        .expect("make is missing: apt-get install make");
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn make_clean_deletes_what_is_its_own() {
+    assert_eq!(clean(None), "rm -rf \"/the-cache/auralink/target\"\n");
+    let careful = clean(Some("/somebody/elses"));
+    assert!(!careful.contains("rm "), "{careful}");
+    assert!(careful.lines().count() == 2 && careful.contains("cargo clean --locked -p auralink "));
 }

@@ -81,6 +81,12 @@ table! {
         "1 while the configuration file as it is now could not be put in force; the one before it is.";
     CONFIG_RELOADS = Kind::Counter, "auralink_config_reloads_total", [("result", "ok, unchanged, failed")],
         "Times the configuration file was read again.";
+    TLS_NOT_AFTER = Kind::Gauge, "auralink_tls_certificate_not_after_timestamp_seconds", [],
+        "When the listener's certificate in force ends, in seconds since 1970; only with `tls`.";
+    TLS_FAILED = Kind::Gauge, "auralink_tls_last_reload_failed", [],
+        "1 while certificate, key or trusted roots as they are now could not be put in force; those before them are. Only with `tls` or an https upstream.";
+    TLS_RELOADS = Kind::Counter, "auralink_tls_reloads_total", [("result", "ok, unchanged, failed")],
+        "Times certificate, key and trusted roots were read again: they had changed, or a reload was asked for.";
 
     HTTP_REQUESTS = Kind::Counter, "auralink_http_requests_total",
         [("kind", "session, upgrade, plain"), ("class", "1xx to 5xx")],

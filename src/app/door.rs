@@ -3,13 +3,13 @@
 use super::{App, Cell, LEFT_GRACE, whip};
 use crate::fault::{Fault, What};
 use crate::signal::{
-    self, By, Closed, Frame, Opened, Opening, Sessions, SignalSession, Verdict, Whip, WhipMessage,
+    self, By, Closed, Frame, Opened, Opening, Permit, Sessions, SignalSession, Verdict, Whip,
+    WhipMessage,
 };
 use auralink_proto::asked::{Asked, Request};
 use auralink_proto::signal as proto;
 use hyper::header::{self, HeaderValue};
 use std::sync::Arc;
-use tokio::sync::OwnedSemaphorePermit;
 
 /// The participant attribute by which `disclose: true` tells the room that a participant's speech is
 /// coded; its value is the rung that policy wants.
@@ -119,7 +119,7 @@ struct Signal {
     incarnation: u64,
     sid: String,
     /// Until it is the session's.
-    place: Option<OwnedSemaphorePermit>,
+    place: Option<Permit>,
 }
 
 impl Signal {
@@ -215,7 +215,7 @@ impl SignalSession for Signal {
         &self.cell.name
     }
 
-    fn accepted(&mut self, place: Option<OwnedSemaphorePermit>) {
+    fn accepted(&mut self, place: Option<Permit>) {
         self.place = place;
         if !self.readable {
             self.phase = Phase::Over;

@@ -25,8 +25,7 @@ pub(super) fn app() -> Arc<App> {
     let media = Arc::new(Media::start(config, &identity, engine, events).unwrap());
     let text =
         "upstream: http://127.0.0.1:9\nmedia: { ip: 127.0.0.1 }\nsession: { resume_grace: 0s }\n";
-    let settings = Settings::parse(text).unwrap().settings;
-    let live = Live::new(settings, "no.yaml");
+    let live = Live::new(Settings::parse(text).unwrap(), "no.yaml");
     let runtime = tokio::runtime::Handle::current();
     let app = App::new(media, live, identity.fingerprint().to_owned(), runtime).unwrap();
     tokio::spawn(app.clone().follow(from_media));

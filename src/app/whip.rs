@@ -3,13 +3,12 @@
 use super::door::{Fields, fault};
 use super::{App, Binding, Bound, Cell, LEFT_GRACE};
 use crate::fault::{Fault, What};
-use crate::signal::{Opening, Whip, WhipAnswer, WhipExchange, WhipMessage};
+use crate::signal::{Opening, Permit, Whip, WhipAnswer, WhipExchange, WhipMessage};
 use auralink_proto::asked::whip_claims;
 use auralink_proto::session::Session;
 use auralink_proto::token::Claims;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::OwnedSemaphorePermit;
 
 /// Media that isn't up by then never will be: as long as the DTLS handshake is tried.
 const SETUP_LIMIT: Duration = Duration::from_secs(30);
@@ -130,7 +129,7 @@ impl WhipExchange for Create {
     fn answered(
         self: Box<Self>,
         answer: WhipAnswer<'_>,
-        place: Option<OwnedSemaphorePermit>,
+        place: Option<Permit>,
     ) -> Result<String, Fault> {
         let Self {
             app,
@@ -186,7 +185,7 @@ impl WhipExchange for Patch {
     fn answered(
         self: Box<Self>,
         answer: WhipAnswer<'_>,
-        _: Option<OwnedSemaphorePermit>,
+        _: Option<Permit>,
     ) -> Result<String, Fault> {
         let Some(mut restarted) = self.restarted else {
             return Ok(answer.body.to_owned());
@@ -224,7 +223,7 @@ impl WhipExchange for End {
     fn answered(
         self: Box<Self>,
         answer: WhipAnswer<'_>,
-        _: Option<OwnedSemaphorePermit>,
+        _: Option<Permit>,
     ) -> Result<String, Fault> {
         if let Some(cell) = self.cell {
             let app = self.app.clone();
@@ -259,8 +258,7 @@ mod tests {
     }
 
     fn answered(whip: Whip, body: &str) -> Result<String, Fault> {
-        let places = Arc::new(tokio::sync::Semaphore::new(1));
-        let place = places.try_acquire_owned().unwrap();
+        let place = crate::signal::Quota::new(1).take().unwrap();
         let answer = WhipAnswer {
             resource: Some("PA_1"),
             body,

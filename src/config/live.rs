@@ -3,13 +3,18 @@
 //! A reload is all or nothing: the new file is parsed whole; if it is wrong, or changes what only a
 //! restart can change, nothing happens but a log line, a metric and a warning on `/readyz`.
 //!
+//! The files that it names are looked at with it, and for themselves: a renewed certificate is taken
+//! though the configuration may be broken, and the other way round. What can't be used leaves what is
+//! in force.
+//!
 //! The file is polled, not watched with inotify: a Kubernetes ConfigMap is a symlink into a directory
 //! that is replaced, an editor renames a new file over the old one, and a network file system reports
 //! nothing at all; inotify follows none of these without watching every directory on the way. A
 //! configuration is a few kB: reading it once a second costs microseconds, and what is compared is
 //! the content, so that neither clocks nor inodes matter.
 
-use super::{Loaded, Problem, Problems, Settings, load_bytes, read_file};
+use super::files::Files;
+use super::{Loaded, Material, Problem, Problems, Settings, load_bytes, read_file, with_files};
 use arc_swap::ArcSwap;
 use auralink_proto::policy::Policy;
 use metrics::{counter, gauge};
@@ -29,7 +34,7 @@ pub enum Reloaded {
     Unchanged,
     /// These parts are new, under this generation.
     Changed {
-        /// `defaults`, `rooms`, `log.level`, `metrics.rooms`.
+        /// `defaults`, `rooms`, `log.level`, `metrics.rooms`, `tls`, `limits`, `session`.
         parts: Vec<&'static str>,
         /// One more than before.
         generation: u64,
@@ -43,37 +48,66 @@ pub struct ReloadState {
     pub generation: u64,
     /// Why the file as it is now was refused, and since when; none: it is in force.
     pub failed: Option<(SystemTime, Problems)>,
+    /// Why the files that it names (certificate, key, trusted roots) can't be used as they are now; none: they are.
+    pub files_failed: Option<(SystemTime, Problems)>,
 }
 
 /// The settings in force.
 pub struct Live {
     path: PathBuf,
     settings: ArcSwap<Settings>,
+    material: ArcSwap<Material>,
     failed: ArcSwap<Option<(SystemTime, Problems)>>,
+    files_failed: ArcSwap<Option<(SystemTime, Problems)>>,
     generation: watch::Sender<u64>,
-    /// The content that was last looked at, good or bad; none before the first look. Its lock makes
-    /// reloads one at a time.
-    handled: Mutex<Option<Content>>,
+    /// What was last looked at, good or bad; none before the first look. Its lock makes reloads one at
+    /// a time.
+    handled: Mutex<Handled>,
 }
 
 type Content = Result<Vec<u8>, Problem>;
 
+#[derive(Default)]
+struct Handled {
+    config: Option<Content>,
+    files: Option<Files>,
+}
+
+/// What one look found.
+struct Look {
+    config: Content,
+    files: Files,
+}
+
 impl Live {
-    /// `settings` are in force; `path` is the file that they came from and that is read again.
+    /// What was loaded is in force; `path` is the file that it came from and that is read again.
     #[must_use]
-    pub fn new(settings: Settings, path: impl Into<PathBuf>) -> Arc<Self> {
+    pub fn new(loaded: Loaded, path: impl Into<PathBuf>) -> Arc<Self> {
         let path = path.into();
+        let (settings, material) = (loaded.settings, loaded.material);
         let (generation, _) = watch::channel(settings.rules.generation());
         #[expect(clippy::cast_precision_loss, reason = "a small counter")]
         gauge!("auralink_config_generation").set(settings.rules.generation() as f64);
         gauge!("auralink_config_last_reload_failed").set(0.0);
+        if settings.tls.is_some() || settings.upstream.https {
+            gauge!("auralink_tls_last_reload_failed").set(0.0);
+        }
+        show_end(&material);
         Arc::new(Self {
             path,
             settings: ArcSwap::from_pointee(settings),
+            material: ArcSwap::from_pointee(material),
             failed: ArcSwap::from_pointee(None),
+            files_failed: ArcSwap::from_pointee(None),
             generation,
-            handled: Mutex::new(None),
+            handled: Mutex::default(),
         })
+    }
+
+    /// What the files hold that the settings in force name, as far as it could be used.
+    #[must_use]
+    pub fn material(&self) -> Arc<Material> {
+        self.material.load_full()
     }
 
     /// What is in force now. Cheap: no lock.
@@ -88,7 +122,7 @@ impl Live {
         self.settings.load().rules.resolve(room, identity, api_key)
     }
 
-    /// Is told the generation whenever it changes.
+    /// Is told the generation whenever something in force has changed; renewed files leave it as it is.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.generation.subscribe()
@@ -100,6 +134,7 @@ impl Live {
         ReloadState {
             generation: self.settings.load().rules.generation(),
             failed: Option::clone(&self.failed.load()),
+            files_failed: Option::clone(&self.files_failed.load()),
         }
     }
 
@@ -109,15 +144,19 @@ impl Live {
         &self.path
     }
 
-    /// Reads the file again and puts it in force if it can be.
+    /// Reads the file again, and those that it names, and puts in force what can be.
     ///
     /// # Errors
-    /// Why it cannot be; the settings in force stay as they are.
+    /// Why the file cannot be; the settings in force stay as they are. What is wrong with those that it
+    /// names, is in [`Live::state`].
     pub fn reload(&self) -> Result<Reloaded, Problems> {
         let content = read_file(&self.path);
         let mut handled = self.lock();
         let result = self.take(&content, false);
-        *handled = Some(content);
+        handled.config = Some(content);
+        let files = Files::read(&self.load());
+        self.renew(&files, false);
+        handled.files = Some(files);
         result
     }
 
@@ -131,7 +170,7 @@ impl Live {
             .ok();
         let mut tick = tokio::time::interval(POLL);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut seen: Option<Content> = None;
+        let mut seen: Option<Look> = None;
         loop {
             let asked = async {
                 if let Some(signal) = &mut hangup
@@ -159,23 +198,89 @@ impl Live {
         }
     }
 
-    /// One look at the file; `before` is what the last look found.
-    fn poll(&self, before: Option<&Content>) -> Content {
-        let content = read_file(&self.path);
-        if before == Some(&content) {
-            let mut handled = self.lock();
-            if handled.as_ref() != Some(&content) {
-                // The first look finds what the process was started with, or what was written since.
-                let _ = self.take(&content, handled.is_none());
-                *handled = Some(content.clone());
-            }
+    /// One look at the files; `before` is what the last look found.
+    fn poll(&self, before: Option<&Look>) -> Look {
+        let look = Look {
+            config: read_file(&self.path),
+            files: Files::read(&self.load()),
+        };
+        let Some(before) = before else {
+            return look;
+        };
+        let mut handled = self.lock();
+        // The first look finds what the process was started with, or what was written since.
+        if before.config == look.config && handled.config.as_ref() != Some(&look.config) {
+            let _ = self.take(&look.config, handled.config.is_none());
+            handled.config = Some(look.config.clone());
         }
-        content
+        if before.files == look.files && handled.files.as_ref() != Some(&look.files) {
+            self.renew(&look.files, true);
+            handled.files = Some(look.files.clone());
+        }
+        look
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Content>> {
+    fn lock(&self) -> MutexGuard<'_, Handled> {
         // What it guards is replaced as a whole: a panic elsewhere leaves nothing half done.
         self.handled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts what these files hold in force, or says why not; everybody is told, unless it is `quiet` and there is nothing new.
+    fn renew(&self, files: &Files, quiet: bool) {
+        let settings = self.load();
+        if settings.tls.is_none() && !settings.upstream.https {
+            return;
+        }
+        let old = self.material.load_full();
+        let new = files.material(settings.upstream.https);
+        let new = new.and_then(|new| {
+            let news = new.news(&old).map_err(|wrong| vec![wrong])?;
+            Ok((new, news))
+        });
+        let failed = self.files_failed.load().is_some();
+        let label = match &new {
+            Ok((_, news)) if !news.is_empty() => "ok",
+            // What was broken is again what is in force.
+            Ok(_) if failed => "ok",
+            Ok(_) if quiet => return,
+            Ok(_) => "unchanged",
+            Err(_) => "failed",
+        };
+        counter!("auralink_tls_reloads_total", "result" => label).increment(1);
+        gauge!("auralink_tls_last_reload_failed").set(if new.is_err() { 1.0 } else { 0.0 });
+        let problems = match new {
+            Ok((new, news)) => {
+                if !news.is_empty() || failed {
+                    let ends = new.certificate.as_ref().map(|c| c.ends_shown().to_owned());
+                    tracing::info!(news = news.join(", "), ends, "certificates read again");
+                }
+                // The same ones stay: with them TLS sessions that can be resumed.
+                if !news.is_empty() {
+                    show_end(&new);
+                    self.material.store(Arc::new(new));
+                    // After the material, so that whoever is told finds it.
+                    self.generation.send_modify(|_| {});
+                }
+                None
+            }
+            Err(wrong) => {
+                let problem = |(key, message): (&str, String)| {
+                    tracing::error!(
+                        key,
+                        error = message,
+                        "what is new can't be used; the old stays in force"
+                    );
+                    Problem {
+                        place: None,
+                        key: key.to_owned(),
+                        message,
+                    }
+                };
+                let problems = Problems(wrong.into_iter().map(problem).collect());
+                Some((SystemTime::now(), problems))
+            }
+        };
+        self.files_failed.store(Arc::new(problems));
     }
 
     /// Puts `content` in force, or says why not; everybody is told, unless it is `quiet` and there is
@@ -244,6 +349,26 @@ impl Live {
         if parts.is_empty() {
             return Ok(Reloaded::Unchanged);
         }
+        let new = if parts.contains(&"tls") {
+            // Other files: they are as much a part of the change as their names.
+            let place = new.place("tls.cert");
+            let new = with_files(new)?;
+            new.material
+                .news(&self.material.load())
+                .map_err(|(key, message)| {
+                    let key = key.to_owned();
+                    Problems(vec![Problem {
+                        place,
+                        key,
+                        message,
+                    }])
+                })?;
+            show_end(&new.material);
+            self.material.store(Arc::new(new.material.clone()));
+            new
+        } else {
+            new
+        };
         let generation = old.rules.generation().saturating_add(1);
         let mut settings = new.settings;
         settings.rules = settings.rules.with_generation(generation);
@@ -258,182 +383,14 @@ impl Live {
     }
 }
 
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-    use auralink_proto::policy::Mode;
-    use std::fs;
-
-    struct File(tempfile::TempDir);
-
-    impl File {
-        fn new(text: &str) -> Self {
-            let file = Self(tempfile::tempdir().unwrap());
-            file.write(text);
-            file
-        }
-
-        fn path(&self) -> PathBuf {
-            self.0.path().join("auralink.yaml")
-        }
-
-        fn write(&self, text: &str) {
-            fs::write(self.path(), text).unwrap();
-        }
-
-        fn live(&self) -> Arc<Live> {
-            Live::new(
-                super::super::load(&self.path()).unwrap().settings,
-                self.path(),
-            )
-        }
-    }
-
-    #[test]
-    fn a_reload_is_all_or_nothing() {
-        let file = File::new("rooms: [{match: a}]");
-        let live = file.live();
-        let generations = live.subscribe();
-        let policy = || live.policy("a", "", "");
-        assert_eq!((policy().mode, policy().generation), (Mode::Off, 1));
-        assert_eq!(live.reload(), Ok(Reloaded::Unchanged));
-
-        file.write("rooms: [{match: a, mode: lean}]\nlog: {level: warn}");
-        let changed = Reloaded::Changed {
-            parts: vec!["rooms", "log.level"],
-            generation: 2,
-        };
-        assert_eq!(live.reload(), Ok(changed));
-        assert_eq!((policy().mode, policy().generation), (Mode::Lean, 2));
-        assert_eq!(*generations.borrow(), 2);
-        let old = live.load();
-
-        // A good rule beside what only a restart changes: neither is taken.
-        file.write("rooms: []\nmedia: {udp_port: 1}\nlisten: 127.0.0.1:1");
-        let refused = live.reload().unwrap_err();
-        assert_eq!(
-            refused.to_string(),
-            "3:9: listen: only a restart can change it; nothing of this file was taken; \
-             2:19: media.udp_port: only a restart can change it; nothing of this file was taken"
-        );
-        // What the file no longer says falls back to a default that is not in force.
-        file.write("rooms: [{match: a, mode: auto}]");
-        assert!(live.reload().is_err());
-        fs::remove_file(file.path()).unwrap();
-        assert!(
-            live.reload()
-                .unwrap_err()
-                .to_string()
-                .starts_with("cannot be read")
-        );
-        assert!(Arc::ptr_eq(&old, &live.load()), "nothing was replaced");
-        let state = live.state();
-        assert_eq!(state.generation, 2);
-        assert!(
-            state
-                .failed
-                .unwrap()
-                .1
-                .to_string()
-                .starts_with("cannot be read")
-        );
-        assert_eq!(*generations.borrow(), 2);
-
-        file.write("rooms: [{match: a, mode: lean}]\nlog: {level: warn}");
-        assert_eq!(live.reload(), Ok(Reloaded::Unchanged));
-        assert_eq!(
-            live.state().failed,
-            None,
-            "the file is what is in force again"
-        );
-    }
-
-    #[test]
-    fn results_are_counted() {
-        let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
-        metrics::with_local_recorder(&recorder, || {
-            let file = File::new("");
-            let live = file.live();
-            let _ = live.reload();
-            file.write("x: 1");
-            let _ = live.reload();
-            assert!(
-                recorder
-                    .handle()
-                    .render()
-                    .contains("auralink_config_last_reload_failed 1")
-            );
-            file.write("defaults: {mode: lean}");
-            let _ = live.reload();
-        });
-        let text = recorder.handle().render();
-        for line in [
-            "auralink_config_reloads_total{result=\"unchanged\"} 1",
-            "auralink_config_reloads_total{result=\"failed\"} 1",
-            "auralink_config_reloads_total{result=\"ok\"} 1",
-            "auralink_config_generation 2",
-            "auralink_config_last_reload_failed 0",
-        ] {
-            assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
-        }
-    }
-
-    #[test]
-    fn a_file_is_taken_once_two_looks_agree() {
-        let file = File::new("");
-        let live = file.live();
-        let mode = || live.policy("a", "", "").mode;
-        let first = live.poll(None);
-        let same = live.poll(Some(&first));
-        file.write("defaults: {mode: lean}");
-        let half = live.poll(Some(&same));
-        assert_eq!(mode(), Mode::Off, "it may still be being written");
-        file.write("defaults: {mode: lean}\n# and the rest");
-        let whole = live.poll(Some(&half));
-        assert_eq!(mode(), Mode::Off);
-        let whole = live.poll(Some(&whole));
-        assert_eq!((mode(), live.state().generation), (Mode::Lean, 2));
-        let _ = live.poll(Some(&whole));
-        assert_eq!(live.state().generation, 2);
-    }
-
-    #[test]
-    fn what_changed_while_the_process_started_is_not_missed() {
-        let file = File::new("");
-        let settings = super::super::load(&file.path()).unwrap().settings;
-        file.write("defaults: {mode: lean}");
-        let live = Live::new(settings, file.path());
-        let look = live.poll(None);
-        let _ = live.poll(Some(&look));
-        assert_eq!(live.policy("a", "", "").mode, Mode::Lean);
-    }
-
-    /// As the kubelet does it: `auralink.yaml → ..data/auralink.yaml`, `..data → ..1`, and a rename
-    /// of a new `..data` over the old one.
-    #[tokio::test]
-    async fn a_config_map_is_followed() {
-        use std::os::unix::fs::symlink;
-        let dir = tempfile::tempdir().unwrap();
-        let at = |name: &str| dir.path().join(name);
-        for (version, text) in [("..1", ""), ("..2", "defaults: {mode: lean}")] {
-            fs::create_dir(at(version)).unwrap();
-            fs::write(at(version).join("auralink.yaml"), text).unwrap();
-        }
-        symlink("..1", at("..data")).unwrap();
-        symlink("..data/auralink.yaml", at("auralink.yaml")).unwrap();
-        let live = Live::new(Settings::default(), at("auralink.yaml"));
-        let watching = tokio::spawn(Arc::clone(&live).watch());
-        let mut generations = live.subscribe();
-        tokio::time::sleep(POLL * 3).await;
-        assert_eq!(*generations.borrow(), 1);
-        symlink("..2", at("..data_tmp")).unwrap();
-        fs::rename(at("..data_tmp"), at("..data")).unwrap();
-        tokio::time::timeout(Duration::from_secs(20), generations.changed())
-            .await
-            .unwrap()
-            .unwrap();
-        assert_eq!(live.policy("a", "", "").mode, Mode::Lean);
-        watching.abort();
+/// When the certificate in force ends, for alerts.
+fn show_end(material: &Material) {
+    if let Some(certificate) = &material.certificate {
+        let ends = certificate.ends().duration_since(SystemTime::UNIX_EPOCH);
+        gauge!("auralink_tls_certificate_not_after_timestamp_seconds")
+            .set(ends.unwrap_or_default().as_secs_f64());
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,7 @@
 //! The keys: which there are, what each may hold, and what they must not hold together.
 
+use super::addresses::contradictions;
+use super::reach::Reach;
 use super::values::{
     address, bitrate, bytes, choice, duration, flag, folder, glob, ip, level, number, packet, path,
     rung, upstream,
@@ -9,7 +11,7 @@ use super::{
     Admin, Engine, Limits, Loaded, Log, LogFormat, MAX_QUERY, MAX_WORKERS, Media, Metrics,
     Scheduling,
 };
-use super::{Places, Problem, Problems, Session, Settings, TlsFiles};
+use super::{Material, Places, Problem, Problems, Session, Settings, TlsFiles};
 use auralink_proto::ladder::Rung;
 use auralink_proto::policy::{
     AudioPolicy, Mode, Policy, RecodeFor, RedPolicy, Rule, Rules, VideoCodec, VideoPolicy,
@@ -33,6 +35,7 @@ pub(super) fn parse(text: &str) -> Result<Loaded, Problems> {
     Ok(Loaded {
         settings,
         warnings,
+        material: Material::default(),
         places: Places {
             text: text.to_owned(),
             given,
@@ -80,6 +83,7 @@ fn read(text: &str) -> Result<(Settings, Findings), Problem> {
     };
     top.done();
     ports(&settings, &found);
+    contradictions(&settings, &found);
     Ok((settings, found))
 }
 
@@ -268,6 +272,7 @@ fn rules(top: &Section<'_>) -> Rules {
 
     let mut rules: Vec<Rule> = Vec::new();
     let mut last: Option<String> = None;
+    let mut reach = Reach::new();
     for section in top.sections("rooms") {
         let rooms = section.one_or_more("match", glob);
         section.require(&["match"]);
@@ -275,17 +280,14 @@ fn rules(top: &Section<'_>) -> Rules {
         let api_keys = section.one_or_more("api_keys", glob).unwrap_or_default();
         let policy = policy(&section, defaults);
         let here = section.path("match").trim_end_matches(".match").to_owned();
-        if let Some(last) = &last {
-            let message = format!("is never reached: {last} is for everyone in every room");
-            section.found.warning(section.id, &here, message);
-        }
-        section.done();
         let rule = Rule {
             rooms: rooms.unwrap_or_default(),
             identities,
             api_keys,
             policy,
         };
+        reach.next(&rule, &section, last.as_deref());
+        section.done();
         if last.is_none() && rule.takes_everything() {
             last = Some(here);
         }

@@ -258,20 +258,6 @@ fn what_only_a_restart_changes() {
         "media: {udp_port: 1}",
         "media: {tcp_port: 1}",
         "admin: {listen: 127.0.0.1:2}",
-        "limits: {max_header_bytes: 8KiB}",
-        "limits: {max_query_bytes: 8KiB}",
-        "limits: {max_frame_bytes: 64KiB}",
-        "limits: {header_timeout: 1s}",
-        "limits: {dial_timeout: 1s}",
-        "limits: {idle_timeout: 1s}",
-        "limits: {handshakes: 1}",
-        "limits: {sessions: 1}",
-        "limits: {keep_alive_timeout: 60s}",
-        "limits: {connections: 30000}",
-        "limits: {connections_per_address: 0}",
-        "session: {resume_grace: 1s}",
-        "session: {consent_timeout: 5s}",
-        "session: {drain_grace: 1s}",
         "media: {scheduling: realtime}",
         "log: {format: json}",
         "engine: {threads: 63}",
@@ -300,6 +286,20 @@ fn what_only_a_restart_changes() {
         ("rooms: [{match: a}]", "rooms"),
         ("log: {level: warn}", "log.level"),
         ("metrics: {rooms: 1}", "metrics.rooms"),
+        ("limits: {max_header_bytes: 8KiB}", "limits"),
+        ("limits: {max_query_bytes: 8KiB}", "limits"),
+        ("limits: {max_frame_bytes: 64KiB}", "limits"),
+        ("limits: {header_timeout: 1s}", "limits"),
+        ("limits: {dial_timeout: 1s}", "limits"),
+        ("limits: {idle_timeout: 1s}", "limits"),
+        ("limits: {handshakes: 1}", "limits"),
+        ("limits: {sessions: 1}", "limits"),
+        ("limits: {keep_alive_timeout: 60s}", "limits"),
+        ("limits: {connections: 30000}", "limits"),
+        ("limits: {connections_per_address: 0}", "limits"),
+        ("session: {resume_grace: 1s}", "session"),
+        ("session: {consent_timeout: 5s}", "session"),
+        ("session: {drain_grace: 1s}", "session"),
     ] {
         let new = parse(text);
         assert_eq!(
@@ -308,6 +308,12 @@ fn what_only_a_restart_changes() {
             "{text}"
         );
     }
+    // Whether there is TLS is for a restart, and other files aren't.
+    let [a, b] = ["a", "b"].map(|cert| parse(&format!("tls: {{cert: {cert}, key: k}}")));
+    assert_eq!(
+        (a.restart_only(&b), a.reloadable(&b)),
+        (vec![], vec!["tls"])
+    );
     // Every leaf key is one or the other.
     let known = known_keys();
     let leaf = |k: &&String| {
@@ -316,10 +322,17 @@ fn what_only_a_restart_changes() {
             .any(|o| o.starts_with(&format!("{k}.")) || o.starts_with(&format!("{k}[")))
     };
     for key in known.iter().filter(leaf) {
-        let reloadable = ["defaults.", "rooms", "log.level", "metrics.rooms"];
+        let reloadable = [
+            "defaults.",
+            "rooms",
+            "log.level",
+            "metrics.rooms",
+            "limits.",
+            "session.",
+            "tls.",
+        ];
         let live = reloadable.iter().any(|r| key.starts_with(r));
-        let fixed =
-            restart.contains(key.as_str()) || key == "media.workers" || key.starts_with("tls.");
+        let fixed = restart.contains(key.as_str()) || key == "media.workers";
         assert!(live != fixed, "{key}");
     }
 }

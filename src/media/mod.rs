@@ -30,6 +30,7 @@ use load::Load;
 use mailbox::{Mailbox, Wanted};
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -49,6 +50,26 @@ pub struct MediaConfig {
     pub realtime: bool,
     /// A leg without consent for so long ends (RFC 7675).
     pub consent_timeout: Duration,
+}
+
+/// How long consent lasts, which a reload may change for the peer connections that come.
+pub(crate) struct Consent(AtomicU64);
+
+impl Consent {
+    fn new(timeout: Duration) -> Arc<Self> {
+        let consent = Self(AtomicU64::new(0));
+        consent.set(timeout);
+        Arc::new(consent)
+    }
+
+    fn set(&self, timeout: Duration) {
+        let ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+        self.0.store(ms, Ordering::Relaxed);
+    }
+
+    fn timeout(&self) -> Duration {
+        Duration::from_millis(self.0.load(Ordering::Relaxed))
+    }
 }
 
 /// Identifies a session in this process.
@@ -205,6 +226,7 @@ pub struct Media {
     tcp: Vec<(SocketAddr, std::net::TcpListener)>,
     arrivals: tcp::Waiting,
     load: Load,
+    consent: Arc<Consent>,
     /// Why a worker has ended that was not told to.
     ended: tokio::sync::watch::Receiver<Option<String>>,
 }
@@ -248,6 +270,7 @@ impl Media {
             bound.push(sockets);
         }
         let mut workers = Vec::new();
+        let consent = Consent::new(config.consent_timeout);
         let (ends, ended) = tokio::sync::watch::channel(None);
         for (index, sockets) in bound.into_iter().enumerate() {
             let (commands, receiver) = mpsc::channel();
@@ -259,7 +282,7 @@ impl Media {
                 sockets,
                 identity: identity.clone(),
                 realtime: config.realtime,
-                consent_timeout: config.consent_timeout,
+                consent: consent.clone(),
                 engine: engine.clone(),
                 commands: receiver,
                 mailbox: mailbox.clone(),
@@ -278,6 +301,7 @@ impl Media {
         }
         Ok(Self {
             load: Load::new(workers.len()),
+            consent,
             workers,
             config,
             engine,
@@ -291,6 +315,11 @@ impl Media {
     #[must_use]
     pub fn workers(&self) -> usize {
         self.workers.len()
+    }
+
+    /// A leg of the peer connections that come from now on ends without consent for so long.
+    pub fn set_consent_timeout(&self, timeout: Duration) {
+        self.consent.set(timeout);
     }
 
     /// Rungs that our engine decodes.

@@ -13,7 +13,7 @@ mod tests;
 use super::mailbox::Mailbox;
 use super::sender::{Batch, Udp};
 use super::tcp::{Connection, Sent};
-use super::{Command, MediaEvent, SessionId, Snapshot, WorkerCounters};
+use super::{Command, Consent, MediaEvent, SessionId, Snapshot, WorkerCounters};
 use arc_swap::ArcSwap;
 use auralink_engine::{Engine, Port};
 use auralink_proto::aic::ntp_middle;
@@ -81,7 +81,8 @@ pub(super) struct Setup {
     pub(super) sockets: Vec<(SocketAddr, std::net::UdpSocket)>,
     pub(super) identity: Identity,
     pub(super) realtime: bool,
-    pub(super) consent_timeout: Duration,
+    /// Of the peer connections that it makes.
+    pub(super) consent: Arc<Consent>,
     pub(super) engine: Arc<Engine>,
     pub(super) commands: mpsc::Receiver<Command>,
     pub(super) mailbox: Arc<Mailbox>,

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
@@ -93,7 +94,8 @@ struct At {
     ticket: u64,
     waiting: bool,
     deadline: Option<Instant>,
-    resting: bool,
+    /// Since when it rests, until its upstream connection has been given up for that.
+    resting: Option<Instant>,
     held: usize,
     /// Counts among those of its address.
     counted: bool,
@@ -117,17 +119,38 @@ struct Inner {
 /// All connections of a listener.
 pub(super) struct Connections {
     inner: Mutex<Inner>,
+    bounds: ArcSwap<Bounds>,
+    /// Bytes beyond [`SMALL`] that may be held.
+    memory: usize,
+    /// See [`Due::Rest`].
+    rest: Duration,
+    freed: Notify,
+    gone: Notify,
+}
+
+/// What the limits in force allow.
+struct Bounds {
     most: usize,
     /// 0: no bound.
     per_address: usize,
     handshakes_per_address: usize,
-    /// Bytes beyond [`SMALL`] that may be held.
-    memory: usize,
     header: Duration,
     keep_alive: Duration,
     rest: Duration,
-    freed: Notify,
-    gone: Notify,
+}
+
+impl Bounds {
+    fn of(limits: &Limits, most: usize, rest: Duration) -> Self {
+        Self {
+            most: most.max(1),
+            per_address: limits.connections_per_address,
+            // A quarter of one kind and a quarter of the other is what one address may take; with two places it is one.
+            handshakes_per_address: limits.handshakes.div_ceil(2),
+            header: limits.header_timeout,
+            keep_alive: limits.keep_alive_timeout,
+            rest: rest.min(limits.keep_alive_timeout),
+        }
+    }
 }
 
 /// One connection's place.
@@ -157,17 +180,21 @@ impl Connections {
     pub(super) fn new(limits: &Limits, most: usize, rest: Duration) -> Arc<Connections> {
         Arc::new(Connections {
             inner: Mutex::default(),
-            most: most.max(1),
-            per_address: limits.connections_per_address,
-            // A quarter of one kind and a quarter of the other is what one address may take; with two places it is one.
-            handshakes_per_address: limits.handshakes.div_ceil(2),
+            bounds: ArcSwap::from_pointee(Bounds::of(limits, most, rest)),
             memory: HELD,
-            header: limits.header_timeout,
-            keep_alive: limits.keep_alive_timeout,
-            rest: rest.min(limits.keep_alive_timeout),
+            rest,
             freed: Notify::new(),
             gone: Notify::new(),
         })
+    }
+
+    /// Other limits, for what comes from now on: a connection keeps its deadline until its next step, and none goes because fewer
+    /// are allowed than there are.
+    pub(super) fn set(&self, limits: &Limits, most: usize) {
+        let bounds = Bounds::of(limits, most, self.rest);
+        self.bounds.store(Arc::new(bounds));
+        // There may be room now.
+        self.freed.notify_one();
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -178,16 +205,17 @@ impl Connections {
     /// A place for a new connection, for which another one may have to go.
     pub(super) fn admit(self: &Arc<Self>, ip: IpAddr) -> Result<Arc<Seat>, Full> {
         let block = Block::of(ip);
+        let bounds = self.bounds.load();
         let mut inner = self.lock();
         let of_address = inner.addresses.get(&block).map_or(0, |a| a.open);
-        if self.per_address > 0 && of_address >= self.per_address {
+        if bounds.per_address > 0 && of_address >= bounds.per_address {
             let oldest = inner.addresses.get(&block).and_then(|a| a.waiting.first());
             let Some(id) = oldest.and_then(|t| inner.waiting.get(t)).copied() else {
                 return Err(Full::Address);
             };
             inner.evict(id, "address");
         }
-        if inner.open.len() >= self.most {
+        if inner.open.len() >= bounds.most {
             let Some((_, &id)) = inner.waiting.first_key_value() else {
                 return Err(Full::All);
             };
@@ -200,8 +228,8 @@ impl Connections {
             changed: changed.clone(),
             ticket: id,
             waiting: false,
-            deadline: Some(Instant::now() + self.header),
-            resting: false,
+            deadline: Some(Instant::now() + bounds.header),
+            resting: None,
             held: 0,
             counted: true,
         };
@@ -363,13 +391,13 @@ impl Seat {
     fn deadline(inner: &mut Inner, id: u64, after: Option<Duration>) {
         if let Some(at) = inner.open.get_mut(&id) {
             at.deadline = after.map(|after| Instant::now() + after);
-            at.resting = false;
+            at.resting = None;
         }
     }
 
     /// The TLS handshake is done: the first request has its own time.
     pub(super) fn secured(&self) {
-        let header = self.all.header;
+        let header = self.all.bounds.load().header;
         self.change(Phase::Idle, |inner, id| {
             Self::deadline(inner, id, Some(header));
         });
@@ -377,7 +405,7 @@ impl Seat {
 
     /// Bytes came in that nobody has made a request of yet.
     pub(super) fn received(&self, bytes: usize) {
-        let header = self.all.header;
+        let header = self.all.bounds.load().header;
         match self.phase() {
             Phase::Idle => self.change(Phase::Head, |inner, id| {
                 inner.renew(id);
@@ -433,7 +461,7 @@ impl Seat {
         let time = if self.half_closed.load(Ordering::Relaxed) {
             BROKEN_OFF
         } else {
-            self.all.header
+            self.all.bounds.load().header
         };
         self.change_in(request, Phase::Working, |inner, id| {
             inner.wait(id);
@@ -488,7 +516,7 @@ impl Seat {
                 }
                 // Its own body may be waited for.
                 (Phase::Working, false) => {
-                    Self::deadline(&mut inner, self.id, Some(self.all.header));
+                    Self::deadline(&mut inner, self.id, Some(self.all.bounds.load().header));
                 }
                 (Phase::Asked, false) => {
                     inner.stop_waiting(self.id);
@@ -503,7 +531,7 @@ impl Seat {
 
     /// An answer is complete.
     pub(super) fn answered(&self) {
-        let rest = self.all.rest;
+        let rest = self.all.bounds.load().rest;
         self.change(Phase::Idle, |inner, id| {
             inner.hold(id, 0);
             inner.stop_waiting(id);
@@ -511,7 +539,7 @@ impl Seat {
             inner.wait(id);
             Self::deadline(inner, id, Some(rest));
             if let Some(at) = inner.open.get_mut(&id) {
-                at.resting = true;
+                at.resting = Some(Instant::now());
             }
             self.request.fetch_add(1, Ordering::Relaxed);
         });
@@ -538,11 +566,10 @@ impl Seat {
                 };
                 match at.deadline {
                     Some(deadline) if deadline <= Instant::now() => {
-                        if !at.resting {
+                        let Some(since) = at.resting.take() else {
                             return Due::Over;
-                        }
-                        at.resting = false;
-                        at.deadline = Some(deadline - self.all.rest + self.all.keep_alive);
+                        };
+                        at.deadline = Some(since + self.all.bounds.load().keep_alive);
                         return Due::Rest;
                     }
                     deadline => deadline,
@@ -560,10 +587,11 @@ impl Seat {
 
     /// Whether its address may have one more handshake under way; it has as long as what is returned lives.
     pub(super) fn handshake(self: &Arc<Self>) -> Option<Share> {
+        let bounds = self.all.bounds.load();
         let mut inner = self.all.lock();
         let block = inner.open.get(&self.id)?.block;
         let address = inner.addresses.entry(block).or_default();
-        if self.all.per_address > 0 && address.handshakes >= self.all.handshakes_per_address {
+        if bounds.per_address > 0 && address.handshakes >= bounds.handshakes_per_address {
             return None;
         }
         address.handshakes += 1;

@@ -14,7 +14,6 @@ use hyper::client::conn::http1;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 use hyper_util::rt::TokioIo;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 
 use super::connections::{Seat, Share, Upload};
@@ -23,7 +22,7 @@ use super::path::{self, Place};
 use super::upstream::Conn;
 use super::whip::{self, Route};
 use super::ws::{Guard, pump, splice};
-use super::{By, Drain, Opening, WS_OPEN};
+use super::{By, Drain, Opening, Permit, Quota, WS_OPEN};
 use crate::fault::{Fault, What, note};
 
 type Sender = http1::SendRequest<Upload<Body>>;
@@ -137,7 +136,7 @@ pub(super) async fn pass(
     let permits = match kind {
         Kind::Plain => None,
         Kind::Session | Kind::Upgrade => {
-            Some(permits(shared, &shared.handshakes, client).map_err(none)?)
+            Some(permits(shared, &shared.quotas().handshakes, client).map_err(none)?)
         }
     };
     let (guard, query) = match (kind, &place) {
@@ -162,8 +161,8 @@ pub(super) async fn pass(
         let seat = (kind == Kind::Plain).then(|| client.seat.clone());
         let request = request.map(|body| Upload::new(Either::Left(body), seat));
         let patience = match kind {
-            Kind::Plain => shared.limits.answer_timeout,
-            Kind::Session | Kind::Upgrade => shared.limits.answer_timeout.min(HANDSHAKE),
+            Kind::Plain => shared.limits().answer_timeout,
+            Kind::Session | Kind::Upgrade => shared.limits().answer_timeout.min(HANDSHAKE),
         };
         let response = exchange(request, shared, client, patience).await?;
         Ok::<_, Fault>((upgrade, response))
@@ -256,7 +255,7 @@ pub(super) async fn pass(
 
 /// What a request must be before anybody is asked.
 pub(super) fn check(request: &Request<Incoming>, shared: &Shared) -> Result<(), Fault> {
-    let limits = &shared.limits;
+    let limits = shared.limits();
     if request.method() == Method::CONNECT {
         return Err(Fault::client(
             What::Method,
@@ -309,12 +308,12 @@ fn makes_whip_session(response: &Response<Incoming>) -> bool {
 }
 
 /// One handshake under way: of all, and of its address.
-pub(super) type Handshake = (OwnedSemaphorePermit, Share);
+pub(super) type Handshake = (Permit, Share);
 
 /// Room for one more handshake.
 pub(super) fn handshake(
     shared: &Shared,
-    of: &Arc<Semaphore>,
+    of: &Arc<Quota>,
     client: &Client,
 ) -> Result<Handshake, Fault> {
     const BUSY: &str = "too many sessions are being opened at this moment; try again";
@@ -326,18 +325,18 @@ pub(super) fn handshake(
         ));
     }
     let share = client.seat.handshake().ok_or_else(busy)?;
-    let permit = of.clone().try_acquire_owned().map_err(|_| busy())?;
+    let permit = of.take().ok_or_else(busy)?;
     Ok((permit, share))
 }
 
 /// Room for one more handshake and one more session.
 pub(super) fn permits(
     shared: &Shared,
-    of: &Arc<Semaphore>,
+    of: &Arc<Quota>,
     client: &Client,
-) -> Result<(Handshake, OwnedSemaphorePermit), Fault> {
+) -> Result<(Handshake, Permit), Fault> {
     let handshake = handshake(shared, of, client)?;
-    let place = shared.upgraded.clone().try_acquire_owned().map_err(|_| {
+    let place = shared.quotas().upgraded.take().ok_or_else(|| {
         Fault::internal(
             What::Busy,
             "no more sessions fit; try again later or elsewhere",
@@ -529,7 +528,7 @@ fn no_answer(error: &hyper::Error, shared: &Shared) -> Fault {
 }
 
 async fn connect(shared: &Shared) -> Result<Sender, Fault> {
-    let conn: Conn = shared.dialer.dial(&shared.limits).await?;
+    let conn: Conn = shared.dialer.dial(&shared.limits()).await?;
     let (sender, connection) = http1::Builder::new()
         .preserve_header_case(true)
         .max_buf_size(UPSTREAM_BUFFER)
@@ -549,7 +548,9 @@ async fn run_upgraded(
     path: &str,
     shared: &Shared,
 ) {
-    let both = timeout(shared.limits.header_timeout, async {
+    // What is in force now is in force for this connection until it ends.
+    let limits = shared.limits();
+    let both = timeout(limits.header_timeout, async {
         tokio::try_join!(client, upstream)
     });
     let Ok(Ok((client, upstream))) = both.await else {
@@ -558,18 +559,8 @@ async fn run_upgraded(
     };
     let (client, upstream) = (TokioIo::new(client), TokioIo::new(upstream));
     match guard {
-        Some(guard) => {
-            pump(
-                client,
-                upstream,
-                guard,
-                path,
-                &shared.limits,
-                shared.drain.clone(),
-            )
-            .await
-        }
-        None => splice(client, upstream, &shared.limits, shared.drain.clone()).await,
+        Some(guard) => pump(client, upstream, guard, path, &limits, shared.drain.clone()).await,
+        None => splice(client, upstream, &limits, shared.drain.clone()).await,
     }
 }
 

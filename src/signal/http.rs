@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
@@ -19,23 +20,22 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls;
-use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::connections::{Answer, Connections, Due, Full as NoPlace, Seat, Watched};
 use super::forward::{Client, Kind, REUSE, pass};
 use super::path::{self, Place, Refused};
-use super::upstream::{Dialer, out_of_descriptors, provider, tune};
+use super::upstream::{Dialer, out_of_descriptors, tune};
 use super::ws::leaving;
 use super::{
-    Drain, HANDSHAKE_SECONDS, HTTP_CONNECTIONS, HTTP_EVICTED, HTTP_REQUESTS, Limits, Sessions,
-    SignalConfig, TlsFiles,
+    Drain, HANDSHAKE_SECONDS, HTTP_CONNECTIONS, HTTP_EVICTED, HTTP_REQUESTS, Limits, Quota,
+    Sessions, SignalConfig,
 };
 use crate::fault::{Fault, What, note};
+use crate::tls::Certificate;
 
 /// An upstream's answer as it streams in, or a few bytes of the sidecar's own.
 pub(super) type Body = Either<Incoming, Full<Bytes>>;
@@ -49,7 +49,7 @@ const LEAVE_WAIT: Duration = Duration::from_secs(5);
 /// After a failed accept (no file descriptors left): a pause instead of a busy loop. The same for those who had to go to end.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Descriptors that are no connections of clients: listeners, media workers, log, models, and what is dialled for health.
-const OWN_DESCRIPTORS: u64 = 128;
+pub(super) const OWN_DESCRIPTORS: u64 = 128;
 /// A connection of a client's and, while it is asked something, one to the upstream.
 const DESCRIPTORS_A_CONNECTION: u64 = 2;
 /// The sockets of a session's server legs: two peer connections over one address.
@@ -61,11 +61,8 @@ const WHIP_SHARE: usize = 4;
 pub struct Bound {
     listener: TcpListener,
     local: SocketAddr,
-    tls: Option<TlsAcceptor>,
-    pub(super) dialer: Dialer,
-    limits: Limits,
-    /// Connections that there are descriptors for.
-    places: usize,
+    pub(super) dialer: Arc<Dialer>,
+    changing: Arc<Changing>,
 }
 
 impl Bound {
@@ -73,11 +70,79 @@ impl Bound {
     pub fn local_addr(&self) -> SocketAddr {
         self.local
     }
+
+    /// Changes what can be changed while it serves.
+    pub fn control(&self) -> Control {
+        Control {
+            changing: self.changing.clone(),
+            dialer: self.dialer.clone(),
+        }
+    }
+}
+
+/// What a listener goes by and a reload may change.
+struct Changing {
+    limits: ArcSwap<Limits>,
+    tls: Option<ArcSwap<rustls::ServerConfig>>,
+    connections: Arc<Connections>,
+    quotas: Quotas,
+}
+
+/// How many may be under way.
+pub(super) struct Quotas {
+    pub(super) handshakes: Arc<Quota>,
+    /// WHIP requests whose SDP is here; of their own, so that they take nothing from WebSockets.
+    pub(super) whips: Arc<Quota>,
+    pub(super) upgraded: Arc<Quota>,
+}
+
+impl Quotas {
+    fn set(&self, limits: &Limits) {
+        self.handshakes.set(limits.handshakes);
+        self.whips.set((limits.handshakes / WHIP_SHARE).max(1));
+        self.upgraded.set(limits.sessions);
+    }
+}
+
+/// Changes a listener that serves. Whatever runs goes on as it began: only what comes is measured by the new.
+#[derive(Clone)]
+pub struct Control {
+    changing: Arc<Changing>,
+    dialer: Arc<Dialer>,
+}
+
+impl Control {
+    /// The limits from now on. Where fewer are allowed than there are, nobody goes for it, and there is room when enough have gone.
+    pub fn set_limits(&self, limits: &Limits) {
+        let changing = &self.changing;
+        if **changing.limits.load() == *limits {
+            return;
+        }
+        let places = places(limits, descriptors(limits));
+        changing.limits.store(Arc::new(limits.clone()));
+        changing.quotas.set(limits);
+        changing.connections.set(limits, places);
+    }
+
+    /// The certificate of the next connections. Without effect on a listener of plain HTTP.
+    pub fn set_certificate(&self, certificate: &Certificate) {
+        if let Some(tls) = &self.changing.tls {
+            tls.store(certificate.server());
+        }
+    }
+
+    /// Whom the next connections to an https upstream trust.
+    ///
+    /// # Errors
+    /// The crypto library can't use them; those that are in force stay.
+    pub fn trust(&self, roots: &rustls::RootCertStore) -> Result<(), Fault> {
+        self.dialer.trust(roots.clone())
+    }
 }
 
 pub(super) async fn bind(config: SignalConfig) -> Result<Bound, Fault> {
-    let tls = config.tls.as_ref().map(acceptor).transpose()?;
-    let dialer = Dialer::new(config.upstream)?;
+    let tls = config.tls.map(|tls| ArcSwap::from(tls.server()));
+    let dialer = Arc::new(Dialer::new(config.upstream)?);
     let taken = |e: io::Error| {
         Fault::internal(
             What::Config,
@@ -90,13 +155,23 @@ pub(super) async fn bind(config: SignalConfig) -> Result<Bound, Fault> {
     let listener = TcpListener::bind(config.listen).await.map_err(taken)?;
     let local = listener.local_addr().map_err(taken)?;
     let places = places(&config.limits, descriptors(&config.limits));
+    let quotas = Quotas {
+        handshakes: Quota::new(0),
+        whips: Quota::new(0),
+        upgraded: Quota::new(0),
+    };
+    quotas.set(&config.limits);
+    let changing = Changing {
+        connections: Connections::new(&config.limits, places, REUSE),
+        limits: ArcSwap::from_pointee(config.limits),
+        tls,
+        quotas,
+    };
     Ok(Bound {
         listener,
         local,
-        tls,
         dialer,
-        limits: config.limits,
-        places,
+        changing: Arc::new(changing),
     })
 }
 
@@ -104,7 +179,7 @@ pub(super) async fn bind(config: SignalConfig) -> Result<Bound, Fault> {
 fn descriptors(limits: &Limits) -> u64 {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
-        return OWN_DESCRIPTORS + wanted(limits);
+        return OWN_DESCRIPTORS + wanted(limits.sessions, limits.connections);
     };
     // The soft limit is low for the sake of programs that use select(2). More than Linux' fs.nr_open can't be had.
     let most = hard.min(1 << 20);
@@ -115,16 +190,17 @@ fn descriptors(limits: &Limits) -> u64 {
 }
 
 /// Descriptors that connections and media take where all limits are reached.
-fn wanted(limits: &Limits) -> u64 {
-    let media = (limits.sessions as u64).saturating_mul(DESCRIPTORS_A_SESSION);
-    let connections = (limits.connections as u64).saturating_mul(DESCRIPTORS_A_CONNECTION);
+pub(super) fn wanted(sessions: usize, connections: usize) -> u64 {
+    let media = (sessions as u64).saturating_mul(DESCRIPTORS_A_SESSION);
+    let connections = (connections as u64).saturating_mul(DESCRIPTORS_A_CONNECTION);
     media.saturating_add(connections).max(1)
 }
 
 /// Connections that fit into so many descriptors. Where they are too few, media keeps its share of them.
 fn places(limits: &Limits, descriptors: u64) -> usize {
     let there = u128::from(descriptors.saturating_sub(OWN_DESCRIPTORS));
-    let fit = there * limits.connections as u128 / u128::from(wanted(limits));
+    let fit = there * limits.connections as u128
+        / u128::from(wanted(limits.sessions, limits.connections));
     let fit = usize::try_from(fit).unwrap_or(usize::MAX).max(1);
     if fit < limits.connections {
         tracing::warn!(
@@ -139,49 +215,28 @@ fn places(limits: &Limits, descriptors: u64) -> usize {
     fit.min(limits.connections)
 }
 
-fn acceptor(files: &TlsFiles) -> Result<TlsAcceptor, Fault> {
-    let bad = |file: &std::path::Path, wanted: &str, e: String| {
-        Fault::internal(
-            What::Config,
-            format!("tls: {}: {e}; wanted is {wanted} in PEM", file.display()),
-        )
-    };
-    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(&files.cert)
-        .and_then(Iterator::collect)
-        .map_err(|e| bad(&files.cert, "a certificate with its chain", e.to_string()))?;
-    let key = PrivateKeyDer::from_pem_file(&files.key)
-        .map_err(|e| bad(&files.key, "the certificate's private key", e.to_string()))?;
-    let mut config = rustls::ServerConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
-        .map_err(|e| Fault::internal(What::Config, e.to_string()))?
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .map_err(|e| {
-            bad(
-                &files.cert,
-                "a certificate that fits the key",
-                e.to_string(),
-            )
-        })?;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(TlsAcceptor::from(Arc::new(config)))
-}
-
 /// What all connections share.
 pub(super) struct Shared {
-    pub(super) dialer: Dialer,
-    pub(super) limits: Limits,
+    pub(super) dialer: Arc<Dialer>,
+    changing: Arc<Changing>,
     pub(super) sessions: Arc<dyn Sessions>,
     pub(super) drain: watch::Receiver<Drain>,
-    pub(super) handshakes: Arc<Semaphore>,
-    /// WHIP requests whose SDP is here; of their own, so that they take nothing from WebSockets.
-    pub(super) whips: Arc<Semaphore>,
-    pub(super) upgraded: Arc<Semaphore>,
     /// `auralink-` and 8 random hex digits: this process in a Via header.
     pub(super) pseudonym: String,
     pub(super) secure: bool,
     /// Held by every task that serves somebody; [`serve`] waits for the last one to go.
     pub(super) alive: mpsc::WeakSender<Infallible>,
+}
+
+impl Shared {
+    /// Those in force. Who asks twice may get two answers.
+    pub(super) fn limits(&self) -> Arc<Limits> {
+        self.changing.limits.load_full()
+    }
+
+    pub(super) fn quotas(&self) -> &Quotas {
+        &self.changing.quotas
+    }
 }
 
 pub(super) async fn serve(
@@ -195,23 +250,14 @@ pub(super) async fn serve(
     if getrandom::fill(&mut id).is_err() {
         id = std::process::id().to_be_bytes();
     }
-    let connections = Connections::new(&bound.limits, bound.places, REUSE);
+    let connections = bound.changing.connections.clone();
     let shared = Arc::new(Shared {
-        handshakes: Arc::new(Semaphore::new(
-            bound.limits.handshakes.min(Semaphore::MAX_PERMITS),
-        )),
-        whips: Arc::new(Semaphore::new(
-            (bound.limits.handshakes / WHIP_SHARE).clamp(1, Semaphore::MAX_PERMITS),
-        )),
-        upgraded: Arc::new(Semaphore::new(
-            bound.limits.sessions.min(Semaphore::MAX_PERMITS),
-        )),
         dialer: bound.dialer,
-        limits: bound.limits,
+        changing: bound.changing.clone(),
         sessions,
         drain: drain.clone(),
         pseudonym: format!("auralink-{:08x}", u32::from_be_bytes(id)),
-        secure: bound.tls.is_some(),
+        secure: bound.changing.tls.is_some(),
         alive: alive.downgrade(),
     });
     loop {
@@ -253,7 +299,9 @@ pub(super) async fn serve(
             }
         };
         tune(&tcp);
-        let (shared, alive, tls) = (shared.clone(), alive.clone(), bound.tls.clone());
+        let tls = bound.changing.tls.as_ref();
+        let tls = tls.map(|tls| TlsAcceptor::from(tls.load_full()));
+        let (shared, alive) = (shared.clone(), alive.clone());
         tokio::spawn(async move {
             let held = Held::new(seat.clone(), alive, metrics::gauge!(HTTP_CONNECTIONS));
             match tls {
@@ -332,7 +380,7 @@ async fn connection<S>(
     // Nothing is in memory for somebody who says nothing.
     let mut drain = shared.drain.clone();
     let wakes = tokio::select! {
-        wakes = stream.wakes(head_limit(&shared.limits)) => wakes,
+        wakes = stream.wakes(head_limit(&shared.limits())) => wakes,
         _ = seat.due() => false,
         () = leaving(&mut drain) => false,
     };
@@ -356,7 +404,7 @@ async fn requests<S>(
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let head = head_limit(&shared.limits);
+    let head = head_limit(&shared.limits());
     let client = Arc::new(Client::new(peer, seat.clone(), held));
     let service = service_fn(|request| {
         let (shared, client) = (shared.clone(), client.clone());

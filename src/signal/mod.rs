@@ -15,6 +15,7 @@ mod frame;
 pub mod fuzz;
 mod http;
 pub mod path;
+mod quota;
 #[cfg(test)]
 mod tests;
 mod upstream;
@@ -22,16 +23,17 @@ mod whip;
 mod ws;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::HeaderMap;
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::watch;
 
 use crate::fault::Fault;
+use crate::tls::Certificate;
 
-pub use http::Bound;
+pub use http::{Bound, Control};
+pub use quota::{Permit, Quota};
 pub use upstream::Upstream;
 
 /// What the listener needs to know.
@@ -42,18 +44,9 @@ pub struct SignalConfig {
     /// LiveKit, or the origin sidecar.
     pub upstream: Upstream,
     /// TLS on `listen`; plain HTTP without.
-    pub tls: Option<TlsFiles>,
+    pub tls: Option<Arc<Certificate>>,
     /// Bounds on what strangers may do.
     pub limits: Limits,
-}
-
-/// Certificate chain and key of the listener.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TlsFiles {
-    /// PEM file: the certificate and its chain, leaf first.
-    pub cert: PathBuf,
-    /// PEM file: the private key (PKCS #8, PKCS #1 or SEC1).
-    pub key: PathBuf,
 }
 
 /// Bounds on memory and time that a stranger can take.
@@ -195,7 +188,7 @@ pub trait WhipExchange: Send {
     fn answered(
         self: Box<Self>,
         answer: WhipAnswer<'_>,
-        place: Option<OwnedSemaphorePermit>,
+        place: Option<Permit>,
     ) -> Result<String, Fault>;
 }
 
@@ -240,7 +233,7 @@ pub trait SignalSession: Send {
     }
     /// The upstream answered 101: the token is good, the session exists. It has a place among the sessions for as long as it keeps
     /// `place`; dropped with it if it doesn't.
-    fn accepted(&mut self, place: Option<OwnedSemaphorePermit>);
+    fn accepted(&mut self, place: Option<Permit>);
     /// The upstream answered something else (passed on to the client unchanged), or nothing (502, 504).
     fn refused(&mut self, status: u16);
     /// A message from the client.
@@ -300,10 +293,16 @@ pub enum Drain {
     Leaving,
 }
 
-/// Reads certificates and takes the port; nothing is served yet.
+/// File descriptors that the process takes where both limits are reached.
+#[must_use]
+pub fn descriptors(sessions: usize, connections: usize) -> u64 {
+    http::OWN_DESCRIPTORS.saturating_add(http::wanted(sessions, connections))
+}
+
+/// Takes the port; nothing is served yet.
 ///
 /// # Errors
-/// [`Side::Internal`](crate::fault::Side::Internal) and `What::Config`: an address in use, an unreadable certificate or key, no
+/// [`Side::Internal`](crate::fault::Side::Internal) and `What::Config`: an address in use, no
 /// trusted roots for an https upstream.
 pub async fn bind(config: SignalConfig) -> Result<Bound, Fault> {
     http::bind(config).await

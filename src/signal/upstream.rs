@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use hyper::Uri;
 use hyper::header::HeaderValue;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -22,6 +23,7 @@ use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::Limits;
 use crate::fault::{Fault, What};
+use crate::tls::{provider, roots};
 
 /// Address of the upstream: `http` or `https` (`ws` and `wss` mean the same), host, port, base path.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -139,14 +141,19 @@ impl fmt::Display for Upstream {
 /// Makes connections to one upstream.
 pub(super) struct Dialer {
     pub(super) upstream: Upstream,
-    tls: Option<(TlsConnector, ServerName<'static>)>,
+    tls: Option<(ArcSwap<rustls::ClientConfig>, ServerName<'static>)>,
 }
 
 impl Dialer {
     /// Reads the system's trusted roots if the upstream is https (SSL_CERT_FILE and SSL_CERT_DIR name others).
     pub(super) fn new(upstream: Upstream) -> Result<Dialer, Fault> {
         if upstream.tls {
-            let roots = native_roots(&upstream)?;
+            let roots = roots().map_err(|why| {
+                Fault::internal(
+                    What::Config,
+                    format!("upstream {upstream} is https, but {why}"),
+                )
+            })?;
             Dialer::trusting(upstream, roots)
         } else {
             Ok(Dialer {
@@ -161,8 +168,23 @@ impl Dialer {
         upstream: Upstream,
         roots: rustls::RootCertStore,
     ) -> Result<Dialer, Fault> {
-        let tls = Some(connector(&upstream, roots)?);
+        let name = ServerName::try_from(upstream.host.clone()).map_err(|_| {
+            Fault::internal(
+                What::Config,
+                format!("upstream {upstream}: the host can't be checked against a certificate"),
+            )
+        })?;
+        let config = ArcSwap::from(client(roots)?);
+        let tls = Some((config, name));
         Ok(Dialer { upstream, tls })
+    }
+
+    /// From the next connection on these are trusted; those that are there go on.
+    pub(super) fn trust(&self, roots: rustls::RootCertStore) -> Result<(), Fault> {
+        if let Some((config, _)) = &self.tls {
+            config.store(client(roots)?);
+        }
+        Ok(())
     }
 
     /// A new connection, ready for HTTP/1.1.
@@ -197,7 +219,8 @@ impl Dialer {
         tune(&tcp);
         Ok(match &self.tls {
             None => Conn::Plain(tcp),
-            Some((connector, name)) => {
+            Some((config, name)) => {
+                let connector = TlsConnector::from(config.load_full());
                 Conn::Tls(Box::new(connector.connect(name.clone(), tcp).await?))
             }
         })
@@ -286,46 +309,14 @@ pub(super) fn tune(tcp: &TcpStream) {
     let _ = socket2::SockRef::from(tcp).set_tcp_keepalive(&keepalive);
 }
 
-/// The crypto that every TLS of the process uses; no process-wide default is assumed.
-pub(super) fn provider() -> Arc<rustls::crypto::CryptoProvider> {
-    Arc::new(rustls::crypto::ring::default_provider())
-}
-
-fn native_roots(upstream: &Upstream) -> Result<rustls::RootCertStore, Fault> {
-    let mut roots = rustls::RootCertStore::empty();
-    let found = rustls_native_certs::load_native_certs();
-    let (taken, _) = roots.add_parsable_certificates(found.certs);
-    if taken == 0 {
-        let why: Vec<String> = found.errors.iter().map(ToString::to_string).collect();
-        return Err(Fault::internal(
-            What::Config,
-            format!(
-                "upstream {upstream} is https, but no trusted root certificates were found: install ca-certificates or set \
-                 SSL_CERT_FILE ({})",
-                why.join("; ")
-            ),
-        ));
-    }
-    Ok(roots)
-}
-
-fn connector(
-    upstream: &Upstream,
-    roots: rustls::RootCertStore,
-) -> Result<(TlsConnector, ServerName<'static>), Fault> {
-    let config = |detail: String| Fault::internal(What::Config, detail);
+fn client(roots: rustls::RootCertStore) -> Result<Arc<rustls::ClientConfig>, Fault> {
     let mut tls = rustls::ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
-        .map_err(|e| config(e.to_string()))?
+        .map_err(|e| Fault::internal(What::Config, e.to_string()))?
         .with_root_certificates(roots)
         .with_no_client_auth();
     tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-    let name = ServerName::try_from(upstream.host.clone()).map_err(|_| {
-        config(format!(
-            "upstream {upstream}: the host can't be checked against a certificate"
-        ))
-    })?;
-    Ok((TlsConnector::from(Arc::new(tls)), name))
+    Ok(Arc::new(tls))
 }
 
 /// A byte stream, plain or TLS; the TLS state is boxed, it takes over a kilobyte.

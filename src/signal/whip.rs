@@ -55,7 +55,7 @@ pub(super) async fn pass(
     check(&request, shared).map_err(none)?;
     let (parts, incoming) = request.into_parts();
     let reading = read(incoming, Some(&client.seat));
-    let reading = timeout(shared.limits.header_timeout, reading);
+    let reading = timeout(shared.limits().header_timeout, reading);
     let text = match reading.await {
         Ok(text) => text.map_err(|unread| none(unread.fault(true)))?,
         Err(_) => {
@@ -67,11 +67,12 @@ pub(super) async fn pass(
     // its media ends.
     let (_handshake, place) = match route {
         Route::Create => {
-            let (handshake, place) = permits(shared, &shared.whips, client).map_err(none)?;
+            let (handshake, place) =
+                permits(shared, &shared.quotas().whips, client).map_err(none)?;
             (handshake, Some(place))
         }
         Route::Patch(_) | Route::Delete(_) => (
-            handshake(shared, &shared.whips, client).map_err(none)?,
+            handshake(shared, &shared.quotas().whips, client).map_err(none)?,
             None,
         ),
     };
@@ -114,7 +115,7 @@ pub(super) async fn pass(
     set_length(request.headers_mut(), body.len());
     let body = Either::Right(Full::new(Bytes::from(body)));
     let request = request.map(|()| Upload::new(body, None));
-    let patience = shared.limits.answer_timeout;
+    let patience = shared.limits().answer_timeout;
     let sent = exchange(request, shared, client, patience).await;
     let mut response = sent.map_err(named)?;
     strip_hop_by_hop(response.headers_mut());
@@ -122,7 +123,7 @@ pub(super) async fn pass(
         return Ok(response.map(Either::Left));
     }
     let (mut parts, incoming) = response.into_parts();
-    let reading = timeout(shared.limits.answer_timeout, read(incoming, None));
+    let reading = timeout(shared.limits().answer_timeout, read(incoming, None));
     let answer = match reading.await {
         Ok(text) => text.map_err(|unread| named(unread.fault(false)))?,
         Err(_) => {

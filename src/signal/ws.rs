@@ -11,11 +11,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::frame::{Mask, Message, Op, Peer, ReadError, Reader, Writer};
-use super::{By, Closed, Drain, Frame, Limits, SignalSession, Verdict, WS_MESSAGES};
+use super::{By, Closed, Drain, Frame, Limits, Permit, SignalSession, Verdict, WS_MESSAGES};
 use crate::fault::{Fault, Side, What};
 
 /// For the other side's answer to a Close. Browsers and LiveKit answer at once; RFC 6455 names no time.
@@ -41,7 +41,7 @@ impl Guard {
         self.session.id().to_owned()
     }
 
-    pub(super) fn accepted(&mut self, place: Option<OwnedSemaphorePermit>) {
+    pub(super) fn accepted(&mut self, place: Option<Permit>) {
         self.session.accepted(place);
     }
 

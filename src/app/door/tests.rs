@@ -337,11 +337,11 @@ async fn nobody_resumes_what_is_being_ended() {
 #[tokio::test]
 async fn what_a_participant_left_behind_ends_when_she_joins_anew() {
     let app = app();
-    let places = Arc::new(tokio::sync::Semaphore::new(8));
+    let places = crate::signal::Quota::new(8);
     let join = |identity: &str, sid: &str| {
         let query = access("key", identity, "r", "");
         let mut session = open(&app, &query).unwrap_or_else(|f| panic!("{f}")).session;
-        session.accepted(Some(places.clone().try_acquire_owned().unwrap()));
+        session.accepted(Some(places.take().unwrap()));
         let frame = joined("r", identity, sid);
         session.server_frame(Frame::Binary(&frame)).unwrap();
         session
@@ -353,16 +353,16 @@ async fn what_a_participant_left_behind_ends_when_she_joins_anew() {
     first.closed(CLOSED);
     drop(first);
     // She may come back, and so her session keeps its place.
-    assert_eq!((known("PA_1"), places.available_permits()), (true, 6));
+    assert_eq!((known("PA_1"), places.free()), (true, 6));
     let mut second = join("anna", "PA_2");
     assert_eq!(
         (known("PA_1"), known("PA_2"), known("PA_9")),
         (false, true, true)
     );
-    assert_eq!(places.available_permits(), 6);
+    assert_eq!(places.free(), 6);
     // One that is connected still is LiveKit's to end.
     let _third = join("anna", "PA_3");
-    assert_eq!((known("PA_2"), places.available_permits()), (true, 5));
+    assert_eq!((known("PA_2"), places.free()), (true, 5));
     second.closed(CLOSED);
     assert!(known("PA_3"));
 }

@@ -75,7 +75,7 @@ impl State {
                     self.rungs,
                     now.instant,
                     &self.setup.identity,
-                    self.setup.consent_timeout,
+                    self.setup.consent.timeout(),
                     locals,
                     description,
                 )

@@ -33,7 +33,7 @@ fn bench() -> Bench {
         sockets: vec![(local, socket)],
         identity: Identity::generate().unwrap(),
         realtime: false,
-        consent_timeout: Duration::from_secs(30),
+        consent: Consent::new(Duration::from_secs(30)),
         engine: Arc::new(Engine::start(EngineConfig::default()).unwrap()),
         commands: receiver,
         mailbox: Arc::default(),

@@ -247,3 +247,78 @@ async fn a_drain_refuses_then_tells_everybody_to_leave() {
         "the port is free"
     );
 }
+
+#[tokio::test]
+async fn other_limits_are_for_what_comes_and_end_nothing_that_runs() {
+    let origin = Origin::start().await;
+    let sidecar = Sidecar::start(&origin.url(), |c| c.limits.sessions = 2).await;
+    let [mut a, mut b] = [
+        sidecar.websocket("/rtc").await,
+        sidecar.websocket("/rtc").await,
+    ];
+    let busy = async || match sidecar.try_websocket("/rtc").await {
+        Err(Error::Http(answer)) => answer.status() == 503,
+        _ => false,
+    };
+    assert!(busy().await);
+    // More places: at once.
+    let mut limits = Limits {
+        sessions: 3,
+        ..Limits::default()
+    };
+    sidecar.control.set_limits(&limits);
+    let mut c = sidecar.websocket("/rtc").await;
+    assert!(busy().await);
+    // Fewer than there are, and smaller messages: those that run go on as they began.
+    limits.sessions = 1;
+    limits.max_frame_bytes = 100;
+    limits.max_query_bytes = 8 << 10;
+    sidecar.control.set_limits(&limits);
+    for ws in [&mut a, &mut b, &mut c] {
+        let long = "x".repeat(1000);
+        say(ws, &long).await;
+        assert_eq!(next(ws).await, Some(Message::text(long)));
+    }
+    let answer = sidecar.get(&format!("/x?{}", "q".repeat(9 << 10))).await;
+    assert!(answer.starts_with("HTTP/1.1 414"), "{answer}");
+    // One goes, and there are still two: no room. The last one leaves it.
+    for mut ws in [a, b] {
+        assert!(busy().await);
+        ws.close(None).await.unwrap();
+        closing(&mut ws).await;
+    }
+    assert!(busy().await);
+    c.close(None).await.unwrap();
+    closing(&mut c).await;
+    let mut d = soon("a place", async {
+        loop {
+            if let Ok(ws) = sidecar.try_websocket("/rtc").await {
+                return ws;
+            }
+        }
+    })
+    .await;
+    say(&mut d, &"x".repeat(101)).await;
+    assert_eq!(
+        closing(&mut d).await.unwrap().0,
+        1009,
+        "it began under the new limits"
+    );
+}
+
+#[tokio::test]
+async fn who_waits_for_a_place_gets_it_when_there_are_more() {
+    let origin = Origin::start().await;
+    let sidecar = Sidecar::start(&origin.url(), |c| {
+        c.limits.connections = 1;
+        c.limits.sessions = 1;
+    })
+    .await;
+    let _held = sidecar.websocket("/rtc").await;
+    let waiting = sidecar.get("/teapot");
+    tokio::pin!(waiting);
+    let early = tokio::time::timeout(Duration::from_millis(300), &mut waiting).await;
+    assert!(early.is_err(), "a session holds the only place");
+    sidecar.control.set_limits(&Limits::default());
+    assert!(soon("a place", waiting).await.starts_with("HTTP/1.1 418"));
+}

@@ -20,7 +20,7 @@ use std::time::Duration;
 use futures_util::{SinkExt, StreamExt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
@@ -133,7 +133,7 @@ impl WhipExchange for Exchange {
     fn answered(
         self: Box<Self>,
         answer: WhipAnswer<'_>,
-        place: Option<OwnedSemaphorePermit>,
+        place: Option<Permit>,
     ) -> Result<String, Fault> {
         let has = if place.is_some() { "with" } else { "without" };
         self.0.add(format!(
@@ -144,7 +144,7 @@ impl WhipExchange for Exchange {
     }
 }
 
-struct Script(Told, Option<OwnedSemaphorePermit>);
+struct Script(Told, Option<Permit>);
 
 impl Script {
     fn judge(&self, from: &str, frame: Frame<'_>) -> Result<Verdict, Fault> {
@@ -172,7 +172,7 @@ impl SignalSession for Script {
     fn id(&self) -> &str {
         "s1"
     }
-    fn accepted(&mut self, place: Option<OwnedSemaphorePermit>) {
+    fn accepted(&mut self, place: Option<Permit>) {
         self.0.add("accepted");
         self.1 = place;
     }
@@ -198,6 +198,7 @@ struct Sidecar {
     at: SocketAddr,
     told: Told,
     drain: watch::Sender<Drain>,
+    control: Control,
     serving: JoinHandle<()>,
 }
 
@@ -216,12 +217,13 @@ impl Sidecar {
     fn run(bound: Bound) -> Sidecar {
         let told = Told::default();
         let (drain, watch) = watch::channel(Drain::Running);
-        let at = bound.local_addr();
+        let (at, control) = (bound.local_addr(), bound.control());
         let serving = tokio::spawn(serve(bound, Arc::new(Scripted(told.clone())), watch));
         Sidecar {
             at,
             told,
             drain,
+            control,
             serving,
         }
     }
