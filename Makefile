@@ -18,7 +18,7 @@ FUZZ_SECONDS ?= 120
 # Each test of tests/livekit is a whole call with several processes: more at a time would measure the machine.
 export RUST_TEST_THREADS ?= 2
 
-.PHONY: help setup models build test seeds lint licences demo measure ladder bench fuzz clean tools
+.PHONY: help setup models build test faults seeds lint licences demo measure ladder bench fuzz clean tools
 
 help: ## what the targets are
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
@@ -41,6 +41,9 @@ test: setup lint ## everything that has to hold: format, lints, licences, conver
 	"$(PYTHON)" -B scripts/test_transit.py
 	$(MAKE) --no-print-directory seeds
 	scripts/test.sh
+
+faults: setup ## the tests against the real server while each loses a participant's media: every one has to fail; SEED=N, ONLY=FILTER; as root, half an hour
+	@"$(PYTHON)" -B scripts/faults.py $(if $(SEED),--seed $(SEED)) $(ONLY)
 
 # One process for each target, as under the fuzzer; no nightly toolchain, no sanitizer.
 seeds: tools ## every fuzz target over its seeds in fuzz/seeds

@@ -42,6 +42,9 @@ LEAST_SAVING = {"lean": 50, "neural": 75, "twice": 75}
 """Percent of the uplink that a column has to save for the demo to succeed."""
 
 PEOPLE = {"anna": "dialogue-a.wav", "bruno": "dialogue-b.wav"}
+LONGEST_PAUSE = 22.0
+"""Seconds for which one of them may be silent: the other has the floor for 20 at most."""
+
 SKIPPED = 1.0
 """Seconds at the beginning of a recording that score.py leaves out by default."""
 
@@ -121,6 +124,10 @@ def call(running: lab.Lab, mode: str, seconds: float, browser: bool, out: Path) 
         heard = next((a for a in report["audio"] if a["from"] == other and a.get("wav")), None)
         if heard is None or heard["seconds"] < seconds * 0.8:
             raise Failed(f"{mode}: {who} heard {heard['seconds'] if heard else 0} s of {other}, who spoke for {seconds} s")
+        # A recording goes on where nothing comes any more.
+        silent = min(report["ended_at"], reports[other]["ended_at"]) - (heard["last_at"] or 0)
+        if silent > LONGEST_PAUSE:
+            raise Failed(f"{mode}: {who} heard nothing of {other} in the last {silent:.1f} s")
         wav = out / f"{mode}-{who}-heard-{other}.wav"
         shutil.move(heard["wav"], wav)
         inbound = [f for f in report["inbound"] if f["kind"] == "audio"]

@@ -43,7 +43,7 @@ const DUAL: bool = true;
 fn off_python_single_and_node_dual() {
     full_call(
         "off_python_single_and_node_dual",
-        Load::Light,
+        Load::Browser,
         "off",
         (Kind::Python, SINGLE),
         (Kind::Node, DUAL),
@@ -54,7 +54,7 @@ fn off_python_single_and_node_dual() {
 fn off_python_dual_and_go() {
     full_call(
         "off_python_dual_and_go",
-        Load::Light,
+        Load::Browser,
         "off",
         (Kind::Python, DUAL),
         (Kind::Go, SINGLE),
@@ -109,7 +109,7 @@ fn lean_python_single_and_chromium_dual() {
 fn lean_python_dual_and_node_single() {
     full_call(
         "lean_python_dual_and_node_single",
-        Load::Light,
+        Load::Browser,
         "lean",
         (Kind::Python, DUAL),
         (Kind::Node, SINGLE),
@@ -120,7 +120,7 @@ fn lean_python_dual_and_node_single() {
 fn lean_go_and_node_dual() {
     full_call(
         "lean_go_and_node_dual",
-        Load::Light,
+        Load::Browser,
         "lean",
         (Kind::Go, SINGLE),
         (Kind::Node, DUAL),

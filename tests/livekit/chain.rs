@@ -127,21 +127,24 @@ pub(crate) fn natives(status: &Value) -> f64 {
         .sum()
 }
 
-/// Makes a call, and makes it again, twice at most, where the machine was too busy for codecs to keep their deadline: then speech
-/// goes native, as it has to, which says nothing about what else is asserted. `call` gives what it has seen and what the
-/// sidecars' status pages say.
-pub(crate) fn undisturbed<T>(mut call: impl FnMut() -> (T, [Value; 2])) -> T {
-    for _ in 0..2 {
-        let (seen, statuses) = call();
-        let late = |status: &Value| {
-            let late = hop(status, "/native/missed") + hop(status, "/native/resting");
-            late > 0.1 * hop(status, "/originals/coded")
-        };
-        if !statuses.iter().any(late) {
-            return seen;
-        }
-        println!("the machine was too busy for the codecs; the call is made again");
+/// Makes a call, and makes it once more where the machine was too busy for codecs to keep their deadline: then speech goes native, as
+/// it has to, which says nothing about what else is asserted. `call` gives what it has seen and what the sidecars' status pages say.
+pub(crate) fn undisturbed<T>(trial: &Trial, mut call: impl FnMut() -> (T, [Value; 2])) -> T {
+    let (seen, statuses) = call();
+    let counts = |status: &Value| {
+        let late = hop(status, "/native/missed") + hop(status, "/native/resting");
+        (late, hop(status, "/originals/coded"))
+    };
+    let mut counts = statuses.iter().map(counts);
+    let Some((late, coded)) = counts.find(|(late, coded)| *late > 0.1 * coded) else {
+        return seen;
+    };
+    if !trial.again(&format!(
+        "codecs were late for {late} packets and in time for {coded}"
+    )) {
+        return seen;
     }
+    drop(seen);
     call().0
 }
 
@@ -204,8 +207,16 @@ pub(crate) fn talker(
         .with("--record", trial.dir.display())
 }
 
-/// Asserts that `ear` heard the speech `name` of `peer` well; the score is printed.
-pub(crate) fn heard_well(trial: &Trial, ear: &Report, peer: &str, name: &str, least: f64) -> Value {
+/// Asserts that `ear` heard the speech `name` of `peer` well, and to its end; the score is printed.
+pub(crate) fn heard_well(
+    trial: &Trial,
+    ear: &Report,
+    peer: &Report,
+    name: &str,
+    least: f64,
+) -> Value {
+    ear.lasted(peer);
+    let peer = &peer.client.identity;
     let recording = string(ear.audio_from(peer), "/wav");
     assert!(
         !recording.is_empty(),

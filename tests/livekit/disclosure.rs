@@ -153,6 +153,8 @@ fn coded_speech_is_disclosed_and_audited() {
     let ben = make("ben", "talker-b").spawn(&trial);
     let (anna, ben) = (anna.finish(), ben.finish());
     let ended = now();
+    anna.lasted(&ben);
+    ben.lasted(&anna);
     assert_eq!(
         string(&ben.json, "/attributes/anna/auralink.aic"),
         "L2",

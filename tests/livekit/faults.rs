@@ -1,7 +1,7 @@
 //! What goes wrong must look to clients as it does without the sidecar, and leave nothing behind.
 
-use crate::client::{Client, Kind, Report};
-use crate::harness::{Load, Trial, string, wait_for};
+use crate::client::{Client, Kind, Report, Running};
+use crate::harness::{Load, Trial, string, unix_now, wait_for};
 use crate::http::{self, Answer, UPGRADE, WebSocket, grant, token};
 use crate::servers::{Options, Sidecar, Stack};
 use serde_json::{Value, json};
@@ -196,7 +196,7 @@ fn a_dead_server_looks_the_same() {
     );
     let room = trial.room("off");
     let (direct, through) = (stack.livekit.url(), stack.sidecar.url());
-    let clients: Vec<_> = [Kind::Python, Kind::Node, Kind::Chromium]
+    let mut clients: Vec<_> = [Kind::Python, Kind::Node, Kind::Chromium]
         .into_iter()
         .flat_map(|kind| [(kind, &direct, "direct"), (kind, &through, "through")])
         .map(|(kind, url, way)| {
@@ -208,22 +208,26 @@ fn a_dead_server_looks_the_same() {
             )
             .with("--wait-peers", 2)
             .tone(440.0)
-            .seconds(10.0)
+            .seconds(12.0)
+            .cut_after(5.0)
             .spawn(&trial)
         })
         .collect();
-    wait_for("three sessions", Duration::from_secs(60), || {
-        (stack.sidecar.sessions_in(&format!("{room}-through")) == 3).then_some(())
-    });
-    std::thread::sleep(Duration::from_secs(4));
+    clients.iter_mut().for_each(Running::wait_begun);
+    std::thread::sleep(Duration::from_secs(5));
+    let crashed = unix_now();
     stack.livekit.process.crash();
     stack
         .sidecar
         .wait_empty(&format!("{room}-through"), Duration::from_secs(20));
-    let reports: Vec<_> = clients
-        .into_iter()
-        .map(crate::client::Running::report)
-        .collect();
+    let reports: Vec<_> = clients.into_iter().map(Running::report).collect();
+    // Until then everybody heard everybody.
+    for (at, ear) in reports.iter().enumerate() {
+        let others = reports.iter().enumerate().skip(at % 2).step_by(2);
+        for (_, peer) in others.filter(|(other, _)| *other != at) {
+            ear.lasted_until(&peer.client, crashed);
+        }
+    }
     for pair in reports.chunks(2) {
         assert!(
             fate(&pair[0]).0 || !fate(&pair[0]).2,
@@ -262,13 +266,18 @@ fn sigterm_drains() {
         (2, Some(&0x0A)),
         "SignalResponse.join is field 1"
     );
-    let ben = Client::new(Kind::Python, &stack.sidecar.url(), "off-drain", "ben")
-        .tone(440.0)
-        .seconds(12.0)
-        .spawn(&trial);
-    wait_for("two sessions", Duration::from_secs(30), || {
-        (stack.sidecar.sessions_in("off-drain") == 2).then_some(())
-    });
+    let url = stack.sidecar.url();
+    let make = |kind, identity: &str| {
+        Client::new(kind, &url, "off-drain", identity)
+            .with("--wait-peers", 2)
+            .seconds(14.0)
+            .cut_after(6.0)
+    };
+    let mut ben = make(Kind::Python, "ben").tone(440.0).spawn(&trial);
+    let mut carl = make(Kind::Go, "carl").spawn(&trial);
+    ben.wait_begun();
+    carl.wait_begun();
+    assert_eq!(stack.sidecar.sessions_in("off-drain"), 3);
     std::thread::sleep(Duration::from_secs(2));
     let started = Instant::now();
     stack.sidecar.process.signal("TERM");
@@ -280,7 +289,7 @@ fn sigterm_drains() {
     while let Some(frame) = socket.next() {
         frames.push(frame);
     }
-    let left_after = started.elapsed();
+    let (left_after, left) = (started.elapsed(), unix_now());
     assert!(
         left_after >= Duration::from_millis(3500),
         "the session ended {left_after:?} after SIGTERM, before its grace of 4 s"
@@ -302,7 +311,9 @@ fn sigterm_drains() {
         0,
         "the exit code of a drained sidecar"
     );
-    let ben = ben.report();
+    let (ben, carl) = (ben.report(), carl.report());
+    // During its grace a call goes on.
+    carl.lasted_until(&ben.client, left);
     assert!(
         ben.number("/reconnecting") >= 1.0 || !ben.json["disconnected"].is_null(),
         "ben was not told to leave: {}",
@@ -336,6 +347,7 @@ fn a_crashed_client_is_cleaned_up() {
         (stack.sidecar.sessions_in(&room) == 3).then_some(())
     });
     std::thread::sleep(Duration::from_secs(3));
+    let crashed = unix_now();
     anna.process.crash();
     wait_for("anna's session to end", Duration::from_secs(10), || {
         (stack.sidecar.sessions_in(&room) == 2).then_some(())
@@ -347,8 +359,11 @@ fn a_crashed_client_is_cleaned_up() {
         "/status.json still shows the crashed client: {status:#}"
     );
     let (ben, carl) = (ben.finish(), carl.finish());
-    ben.received(&carl.client);
-    carl.received(&ben.client);
+    for ear in [&ben, &carl] {
+        ear.lasted_until(&anna.client, crashed);
+    }
+    ben.received(&carl);
+    carl.received(&ben);
     stack.sidecar.wait_empty(&room, Duration::from_secs(10));
     assert_eq!(stack.sidecar.complaints(), Vec::<String>::new());
 }

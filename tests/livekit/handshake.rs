@@ -59,10 +59,12 @@ fn joins(name: &'static str, loss: &str) {
     let reports = clients.map(Running::finish);
     for report in &reports {
         let me = &report.client.identity;
-        for (_, peer) in kinds.iter().filter(|(_, peer)| peer != me) {
+        for peer in reports.iter().filter(|peer| peer.client.identity != *me) {
+            report.lasted(peer);
+            let peer = &peer.client.identity;
             let audio = report.audio_from(peer);
             assert!(
-                number(audio, "/seconds") > 2.0,
+                number(audio, "/heard_ms") > 2_000.0,
                 "{me} hears nothing of {peer}: {audio}"
             );
         }

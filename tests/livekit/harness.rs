@@ -1,15 +1,17 @@
 //! Processes, ports, folders, and the slots that keep measurements from disturbing each other.
 
+use crate::sabotage::Sabotage;
 use serde_json::Value;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fs::{self, File};
+use std::io::Write;
 use std::net::{TcpListener, UdpSocket};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::{Duration, Instant};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Root of the repository.
 pub(crate) fn root() -> &'static Path {
@@ -45,47 +47,118 @@ pub(crate) fn setting(name: &str) -> String {
 /// How much of the machine a test needs.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Load {
-    /// One call of cheap clients.
+    /// One call of cheap clients, without pictures: a core.
     Light,
-    /// A browser is in it: one such call at a time.
+    /// A browser is in it, or clients that code pictures: two cores.
     Browser,
     /// It measures, or it is many clients: nothing else runs.
     Alone,
 }
 
-static GATE: RwLock<()> = RwLock::new(());
-static BROWSERS: Mutex<()> = Mutex::new(());
+/// Cores that running tests have taken, and who waits for some. Where more ran than there are, the start of one call took from
+/// another's middle what it needed to be heard.
+struct Cores {
+    taken: usize,
+    queue: VecDeque<u64>,
+    next: u64,
+}
+
+static CORES: Mutex<Cores> = Mutex::new(Cores {
+    taken: 0,
+    queue: VecDeque::new(),
+    next: 0,
+});
+static FREED: Condvar = Condvar::new();
+
+/// Some of the machine's cores, until it is dropped.
+struct Share(usize);
+
+impl Share {
+    /// Waits for its turn: whoever came first is first.
+    fn take(load: Load) -> Self {
+        let all = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+        let wanted = match load {
+            Load::Light => 1,
+            Load::Browser => 2,
+            Load::Alone => all,
+        };
+        let wanted = wanted.min(all);
+        let lock = || -> MutexGuard<'static, Cores> {
+            CORES.lock().unwrap_or_else(PoisonError::into_inner)
+        };
+        let mut cores = lock();
+        let own = cores.next;
+        cores.next += 1;
+        cores.queue.push_back(own);
+        while cores.queue.front() != Some(&own) || cores.taken + wanted > all {
+            cores = FREED.wait(cores).unwrap_or_else(PoisonError::into_inner);
+        }
+        cores.queue.pop_front();
+        cores.taken += wanted;
+        FREED.notify_all();
+        Self(wanted)
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut cores = CORES.lock().unwrap_or_else(PoisonError::into_inner);
+        cores.taken -= self.0;
+        FREED.notify_all();
+    }
+}
 
 /// One test: its folder, its share of the machine, and the logs to print if it fails.
 pub(crate) struct Trial {
     pub(crate) name: &'static str,
     pub(crate) dir: PathBuf,
     logs: Mutex<Vec<PathBuf>>,
-    _browsers: Option<MutexGuard<'static, ()>>,
-    _shared: Option<RwLockReadGuard<'static, ()>>,
-    _alone: Option<RwLockWriteGuard<'static, ()>>,
+    sabotage: Option<Sabotage>,
+    _share: Share,
 }
 
 impl Trial {
     /// Waits for the share of the machine and makes an empty folder.
     pub(crate) fn new(name: &'static str, load: Load) -> Self {
-        let browsers = (load == Load::Browser)
-            .then(|| BROWSERS.lock().unwrap_or_else(PoisonError::into_inner));
-        let alone =
-            (load == Load::Alone).then(|| GATE.write().unwrap_or_else(PoisonError::into_inner));
-        let shared =
-            (load != Load::Alone).then(|| GATE.read().unwrap_or_else(PoisonError::into_inner));
+        let share = Share::take(load);
         let dir = logs_dir().join(name);
         let _ = fs::remove_dir_all(&dir);
         fs::create_dir_all(&dir).expect("a folder for logs under target/");
         Self {
             name,
+            sabotage: Sabotage::asked(name, &dir),
             dir,
             logs: Mutex::default(),
-            _browsers: browsers,
-            _shared: shared,
-            _alone: alone,
+            _share: share,
         }
+    }
+
+    /// Starts somebody who takes part in a call that goes on for so many seconds once all are there.
+    pub(crate) fn participant(&self, name: &str, mut command: Command, seconds: f64) -> Process {
+        let process = match &self.sabotage {
+            None => Process::spawn(&self.dir, name, &mut command, true),
+            Some(sabotage) => {
+                let (mut exposed, cgroup) = sabotage.exposed(&command);
+                let process = Process::spawn(&self.dir, name, &mut exposed, true);
+                sabotage.enlist(name, &process, cgroup, seconds);
+                process
+            }
+        };
+        self.watch(&process.log);
+        self.watch(&process.out);
+        process
+    }
+
+    /// Whether a call may be made once more, because of what the machine did to it. It is told of: scripts/test.sh counts it.
+    pub(crate) fn again(&self, why: &str) -> bool {
+        let again = std::env::var_os("AURALINK_TEST_ONCE").is_none() && self.sabotage.is_none();
+        if again {
+            // Past the test harness, which keeps to itself what a test that passes prints.
+            let _ = writeln!(std::io::stderr(), "\nagain: {}: {why}", self.name);
+        } else {
+            println!("{why}; the call isn't made again");
+        }
+        again
     }
 
     /// Prints the end of this file if the test fails.
@@ -262,6 +335,12 @@ fn kill(signal: &str, target: &str) -> bool {
         .stderr(Stdio::null())
         .status()
         .is_ok_and(|status| status.success())
+}
+
+/// Seconds since 1970, as clients tell of moments.
+pub(crate) fn unix_now() -> f64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.expect("a clock after 1970").as_secs_f64()
 }
 
 /// A number at a JSON pointer; absent and null are 0.

@@ -62,7 +62,7 @@ fn mostly_coded(sidecar: &Sidecar) {
 fn neural_speech_between_python_clients() {
     let trial = Trial::new("neural_speech_between_python_clients", Load::Alone);
     let room = trial.room("neural");
-    let (chain, flows, origin, anna, ben) = undisturbed(|| {
+    let (chain, flows, origin, anna, ben) = undisturbed(&trial, || {
         let chain = Chain::neural(&trial);
         let make = |identity: &str, name: &str| {
             talker(
@@ -123,7 +123,7 @@ fn neural_speech_between_python_clients() {
     );
 
     let mut visqol = 0.0;
-    for (ear, peer, name) in [(&anna, "ben", "talker-b"), (&ben, "anna", "talker-a")] {
+    for (ear, peer, name) in [(&anna, &ben, "talker-b"), (&ben, &anna, "talker-a")] {
         let score = heard_well(&trial, ear, peer, name, GOOD_SPEECH);
         visqol += number(&score, "/visqol") / 2.0;
         assert!(
@@ -158,7 +158,7 @@ fn neural_speech_between_python_clients() {
 fn neural_speech_over_another_codec() {
     let trial = Trial::new("neural_speech_over_another_codec", Load::Alone);
     let room = trial.room("neural");
-    let (chain, anna, ben) = undisturbed(|| {
+    let (chain, anna, ben) = undisturbed(&trial, || {
         let rules = with_models(&models(), ROOMS);
         let rules = rules.replacen("engine: {", "engine: { codec: lyra2-24k,", 1);
         let chain = Chain::start(&trial, rules.clone(), rules);
@@ -174,7 +174,7 @@ fn neural_speech_over_another_codec() {
         let statuses = [chain.edge.status(), chain.origin.status()];
         ((chain, anna, ben), statuses)
     });
-    for (ear, peer, name) in [(&anna, "ben", "talker-b"), (&ben, "anna", "talker-a")] {
+    for (ear, peer, name) in [(&anna, &ben, "talker-b"), (&ben, &anna, "talker-a")] {
         let score = heard_well(&trial, ear, peer, name, GOOD_SPEECH);
         println!("{name}: {score}");
     }
@@ -212,9 +212,9 @@ fn browser_call(name: &'static str, browser_dual: bool, resume: bool) {
     let (anna, ben) = (anna.spawn(&trial), ben.spawn(&trial));
     let (anna, ben) = (anna.finish(), ben.finish());
     for (ear, peer, speech) in [(&anna, &ben, "talker-b"), (&ben, &anna, "talker-a")] {
-        ear.received(&peer.client);
+        ear.received(peer);
         // A browser on two cores leaves the codecs little: some of it may go native, some of it late.
-        heard_well(&trial, ear, &peer.client.identity, speech, 2.6);
+        heard_well(&trial, ear, peer, speech, 2.6);
         ear.met_only(&chain.edge);
     }
     for sidecar in [&chain.edge, &chain.origin] {
@@ -320,6 +320,8 @@ fn a_tone_and_music_stay_off_the_neural_rungs() {
         );
         assert_eq!(encoded(&status, "L3"), 0.0, "music on L3: {engine:#}");
     }
+    anna.lasted(&ben);
+    ben.lasted(&anna);
     let tone = ben.audio_from("anna");
     assert!(
         (number(tone, "/tone_hz") / 440.0 - 1.0).abs() < 0.02 && number(tone, "/tone_share") > 0.9,
@@ -371,8 +373,8 @@ fn stereo_and_encryption_cross_untouched() {
     ];
     for pair in pairs {
         let [one, other] = pair.map(Running::finish);
-        one.received(&other.client);
-        other.received(&one.client);
+        one.received(&other);
+        other.received(&one);
     }
     for sidecar in [&chain.edge, &chain.origin] {
         let status = sidecar.status();
@@ -427,9 +429,10 @@ fn a_hop_is_what_both_sides_can_do() {
     for call in calls {
         let [anna, ben] = call.map(Running::finish);
         for (ear, peer) in [(&anna, &ben), (&ben, &anna)] {
+            ear.lasted(peer);
             let heard = ear.audio_from(&peer.client.identity);
             assert!(
-                number(heard, "/rms") > 0.01 && number(heard, "/seconds") > 4.0,
+                number(heard, "/rms") > 0.01 && number(heard, "/heard_ms") > 4_000.0,
                 "{} heard nothing: {heard}",
                 ear.client.identity
             );

@@ -5,7 +5,7 @@ use crate::chain::{
     natives, options, runtime, talker, undisturbed, usable, with_models, with_runtime,
 };
 use crate::client::{Kind, Report, Running};
-use crate::harness::{Load, Trial, array, wait_for};
+use crate::harness::{Load, Trial, array, unix_now, wait_for};
 use crate::servers::{LiveKit, Options, Sidecar};
 use serde_json::Value;
 use std::fs;
@@ -17,7 +17,7 @@ use std::time::Duration;
 fn bad_link(name: &'static str, impairments: &[&str], anna: Kind, seconds: f64, least: f64) {
     let trial = Trial::new(name, Load::Alone);
     let room = trial.room("neural");
-    let (_link, _livekit, origin, edge, anna, ben, statuses) = undisturbed(|| {
+    let (_link, _livekit, origin, edge, anna, ben, statuses) = undisturbed(&trial, || {
         let link = Link::new(&trial, impairments);
         let rules = with_models(&models(), ROOMS);
         let (livekit, origin) = link.right(|| {
@@ -99,7 +99,7 @@ fn bad_link(name: &'static str, impairments: &[&str], anna: Kind, seconds: f64, 
         "edge: of {sent} packets: {:#}",
         statuses[0]["totals"]["hop"]
     );
-    for (ear, peer, name) in [(&anna, "ben", "talker-b"), (&ben, "anna", "talker-a")] {
+    for (ear, peer, name) in [(&anna, &ben, "talker-b"), (&ben, &anna, "talker-a")] {
         heard_well(&trial, ear, peer, name, least);
         ear.met_only(&edge);
     }
@@ -180,7 +180,7 @@ fn models_go_and_come_back_during_a_call() {
     }
     let own_rules = |rules: &str| with_models(&own.display().to_string(), rules);
     let room = trial.room("neural");
-    let (chain, anna, ben) = undisturbed(|| {
+    let (chain, anna, ben) = undisturbed(&trial, || {
         let chain = Chain::start(&trial, own_rules(ROOMS), with_models(&models(), ROOMS));
         let make = |identity: &str, name: &str| {
             talker(
@@ -252,7 +252,7 @@ fn models_go_and_come_back_during_a_call() {
         let statuses = [edge(), origin()];
         ((chain, anna, ben), statuses)
     });
-    for (ear, peer, name) in [(&anna, "ben", "talker-b"), (&ben, "anna", "talker-a")] {
+    for (ear, peer, name) in [(&anna, &ben, "talker-b"), (&ben, &anna, "talker-a")] {
         heard_well(&trial, ear, peer, name, GOOD_SPEECH);
     }
     chain.wait_over(&room);
@@ -269,7 +269,7 @@ fn the_runtime_is_overwritten_and_removed_during_a_call() {
     let own = trial.dir.join("libonnxruntime.so");
     let rules = with_runtime(&models(), &own.display().to_string(), ROOMS);
     let room = trial.room("neural");
-    let (chain, anna, ben) = undisturbed(|| {
+    let (chain, anna, ben) = undisturbed(&trial, || {
         // A call before this one has removed it.
         let length = fs::copy(runtime(), &own).expect("ONNX Runtime: run `make models`");
         let mut chain = Chain::start(&trial, rules.clone(), with_models(&models(), ROOMS));
@@ -320,7 +320,7 @@ fn the_runtime_is_overwritten_and_removed_during_a_call() {
         assert!(chain.edge.process.running(), "the edge ended");
         ((chain, anna, ben), statuses)
     });
-    for (ear, peer, name) in [(&anna, "ben", "talker-b"), (&ben, "anna", "talker-a")] {
+    for (ear, peer, name) in [(&anna, &ben, "talker-b"), (&ben, &anna, "talker-a")] {
         heard_well(&trial, ear, peer, name, GOOD_SPEECH);
     }
     chain.wait_over(&room);
@@ -348,24 +348,33 @@ fn a_dead_origin_looks_like_a_dead_server() {
     };
     let room = trial.room("neural");
     let (direct, through) = (chain.livekit.url(), chain.edge.url());
-    let clients: Vec<_> = [Kind::Python, Kind::Go]
+    let mut clients: Vec<_> = [Kind::Python, Kind::Go]
         .into_iter()
         .flat_map(|kind| [(kind, &direct, "direct"), (kind, &through, "through")])
         .map(|(kind, url, way)| {
             let (room, who) = (format!("{room}-{way}"), format!("{kind:?}-{way}"));
             talker(&trial, kind, url, &room, &who, "talker-a")
-                .seconds(9.0)
+                .seconds(12.0)
+                .cut_after(4.0)
                 .spawn(&trial)
         })
         .collect();
     chain.wait_talking(&format!("{room}-through"), 2);
-    std::thread::sleep(Duration::from_secs(2));
+    clients.iter_mut().for_each(Running::wait_begun);
+    std::thread::sleep(Duration::from_secs(4));
+    let crashed = unix_now();
     chain.origin.process.crash();
     chain.livekit.process.crash();
     chain
         .edge
         .wait_empty(&format!("{room}-through"), Duration::from_secs(20));
     let reports: Vec<_> = clients.into_iter().map(Running::report).collect();
+    // Until then everybody heard everybody.
+    for way in 0..2 {
+        let (python, go) = (&reports[way], &reports[2 + way]);
+        python.lasted_until(&go.client, crashed);
+        go.lasted_until(&python.client, crashed);
+    }
     let fate = |report: &Report| {
         (
             report.number("/reconnecting") >= 1.0,

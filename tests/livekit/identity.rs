@@ -1,7 +1,7 @@
 //! Whom the stock server takes a client for, and whom the sidecar does: in any spelling the same, or nobody gets in.
 
 use crate::client::{Client, Kind};
-use crate::harness::{Load, Trial, array, number, string, wait_for};
+use crate::harness::{Load, Trial, array, string, wait_for};
 use crate::http::{WebSocket, grant, token};
 use crate::servers::{Options, Stack};
 use auralink_proto::description::Target;
@@ -279,11 +279,8 @@ fn a_sid_of_anothers_ends_and_resumes_nothing() {
     }
     drop(own);
     let (anna, ben) = (anna.finish(), ben.finish());
-    for (ear, peer) in [(&anna, "ben"), (&ben, "anna")] {
-        let audio = ear.audio_from(peer);
-        let sounding = number(audio, "/seconds") - number(audio, "/silent_ms") / 1000.0;
-        assert!(sounding > 6.0, "{sounding} s of {peer}: {audio}");
-    }
+    anna.received(&ben);
+    ben.received(&anna);
     // Anna and Ben joined once, and nobody was taken for a resume of theirs.
     let joins = stack.sidecar.joins(&room);
     assert!(

@@ -55,9 +55,10 @@ fn browser_uplink(name: &'static str, browser: Kind) -> (f64, f64) {
         std::thread::sleep(Duration::from_secs(3));
         let flows = Wire::count(&trial, &format!("wire-{mode}"), 8.0, &sidecar.udp_ports()).flows();
         let (talker, listener) = (talker.finish(), listener.finish());
+        listener.lasted(&talker);
         let heard = listener.audio_from(&talker.client.identity);
         assert!(
-            number(heard, "/rms") > 0.01 && number(heard, "/seconds") > 8.0,
+            number(heard, "/rms") > 0.01 && number(heard, "/heard_ms") > 8_000.0,
             "the listener heard no speech: {heard}"
         );
         up(&flows, &sidecar.udp_ports(), &talker)
@@ -115,8 +116,9 @@ fn a_subscriber_gets_speech_without_redundancy() {
     // Until the first receiver reports show that nothing is lost.
     std::thread::sleep(Duration::from_secs(6));
     let flows = Wire::count(&trial, "wire", 4.0, &sidecar.udp_ports()).flows();
-    let (_, off, lean) = (talker.finish(), off.finish(), lean.finish());
+    let (talker, off, lean) = (talker.finish(), off.finish(), lean.finish());
     for ear in [&off, &lean] {
+        ear.lasted(&talker);
         let heard = ear.audio_from("talker");
         assert!(
             number(heard, "/rms") > 0.01,
@@ -156,7 +158,7 @@ fn stereo_is_never_steered() {
         std::thread::sleep(Duration::from_secs(3));
         let flows = Wire::count(&trial, &format!("wire-{mode}"), 4.0, &sidecar.udp_ports()).flows();
         let (player, listener) = (player.finish(), listener.finish());
-        listener.received(&player.client);
+        listener.received(&player);
         measured.push((
             up(&flows, &sidecar.udp_ports(), &player),
             down(&flows, &sidecar.udp_ports(), &listener),

@@ -30,6 +30,7 @@ mod network;
 mod recode;
 mod reconnect;
 mod reload;
+mod sabotage;
 mod servers;
 mod strangers;
 mod video;

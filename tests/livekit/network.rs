@@ -122,8 +122,8 @@ fn pair(
 /// Ends a [`pair`]'s call: everything arrived, over the sidecar alone.
 fn both_received(sidecar: &Sidecar, anna: Running, ben: Running) -> serde_json::Value {
     let (anna, ben) = (anna.finish(), ben.finish());
-    anna.received(&ben.client);
-    ben.received(&anna.client);
+    anna.received(&ben);
+    ben.received(&anna);
     anna.met_only(sidecar);
     ben.met_only(sidecar);
     anna.json
@@ -213,8 +213,9 @@ fn network_change(name: &'static str, load: Load, kind: Kind) {
     // A gap of some seconds is what a client needs to notice; then the tone has to be back.
     for (ear, hz) in [(&anna, 620.0), (&ben, 440.0)] {
         let peer = if hz > 500.0 { "ben" } else { "anna" };
+        ear.lasted(if hz > 500.0 { &ben } else { &anna });
         let audio = ear.audio_from(peer);
-        let sounding = number(audio, "/seconds") - number(audio, "/silent_ms") / 1000.0;
+        let sounding = number(audio, "/heard_ms") / 1000.0;
         assert!(
             (number(audio, "/tone_hz") / hz - 1.0).abs() < 0.02 && sounding > 10.0,
             "{}: {sounding:.1} s of {peer}'s tone in 22 s: {audio}",
@@ -313,6 +314,8 @@ fn the_server_meets_only_the_sidecar() {
         flows.iter().map(|flow| flow.packets).sum::<f64>() > 1000.0,
         "hardly anything went to the server: {flows:?}"
     );
+    reports[0].received(&reports[1]);
+    reports[1].received(&reports[0]);
     for report in &reports {
         report.met_only(&stack.sidecar);
     }

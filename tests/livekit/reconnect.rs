@@ -47,8 +47,9 @@ fn scenario(
         anna.json
     );
     for (ear, hz, peer) in [(&anna, 620.0, "ben"), (&ben, 440.0, "anna")] {
+        ear.lasted(if peer == "ben" { &ben } else { &anna });
         let audio = ear.audio_from(peer);
-        let sounding = number(audio, "/seconds") - number(audio, "/silent_ms") / 1000.0;
+        let sounding = number(audio, "/heard_ms") / 1000.0;
         assert!(
             (number(audio, "/tone_hz") / hz - 1.0).abs() < 0.02 && sounding > 5.0,
             "{}: {sounding:.1} s of {peer}'s tone in 9 s: {audio}",
@@ -218,14 +219,24 @@ fn encrypted(name: &'static str, mode: &str, dual: bool) {
         .e2ee("another key")
         .spawn(&trial);
     let (anna, ben, stranger) = (anna.report(), ben.finish(), stranger.report());
-    anna.received(&ben.client);
-    ben.received(&anna.client);
+    anna.received(&ben);
+    ben.received(&anna);
     for (peer, hz) in [("anna", 440.0), ("ben", 620.0)] {
         let audio = stranger.audio_from(peer);
         let clear = (number(audio, "/tone_hz") / hz - 1.0).abs() < 0.02
             && number(audio, "/tone_share") > 0.5;
         assert!(!clear, "who lacks the key hears {peer}: {audio}");
     }
+    // Not because nothing came; its statistics are a second apart.
+    let ended = [&anna, &ben, &stranger].map(|report| report.moment("/ended_at"));
+    let end = ended.into_iter().fold(f64::MAX, f64::min);
+    let last = stranger.moment("/packets_at");
+    assert!(
+        last >= end - 1.3,
+        "who lacks the key got no packets in the last {:.1} s: {}",
+        end - last,
+        stranger.json
+    );
     anna.met_only(&stack.sidecar);
     ben.met_only(&stack.sidecar);
 }
@@ -272,7 +283,7 @@ fn speakers(name: &'static str, load: Load, mode: &str, publisher: Kind) {
         .spawn(&trial)
         .finish();
     for ear in ears.map(Running::finish) {
-        ear.received(&speaker.client);
+        ear.received(&speaker);
         assert!(
             ear.number("/active_speakers") >= 1.0,
             "{} never heard of the active speaker: {}",

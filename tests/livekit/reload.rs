@@ -124,14 +124,14 @@ fn a_room_switched_off_ends_shedding_at_once() {
         newest.0 == "off" && newest.1 > modes[0].1,
         "the late join: {modes:?}"
     );
-    drop(late);
     let (talker, ear) = (talker.finish(), ear.finish());
+    late.lasted(&talker);
+    ear.lasted(&talker);
     assert!(
-        number(ear.audio_from("talker"), "/seconds") > 20.0,
+        number(ear.audio_from("talker"), "/heard_ms") > 20_000.0,
         "the call broke: {}",
         ear.json
     );
-    drop(talker);
 }
 
 /// SIGHUP reads the file at once; what only a restart can change is refused by name.

@@ -2,6 +2,7 @@
 
 use crate::harness::{Process, Trial, free_ports, logs_dir, root, setting, string, wait_for};
 use crate::http;
+use crate::sabotage;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
@@ -36,6 +37,7 @@ impl LiveKit {
             assert!(text.contains(&line), "livekit/livekit.yaml has no '{line}'");
             text = text.replacen(&line, &format!("{key}: {new}"), 1);
         }
+        sabotage::ice_tcp(tcp_port);
         fs::create_dir_all(dir).unwrap();
         let config = dir.join("livekit.yaml");
         fs::write(&config, text).unwrap();
@@ -139,6 +141,7 @@ impl Sidecar {
     pub(crate) fn start(dir: &Path, upstream: u16, options: Options) -> Self {
         let base = free_ports(3 + options.workers);
         let (port, admin_port, tcp_port, udp_port) = (base, base + 1, base + 2, base + 3);
+        sabotage::ice_tcp(tcp_port);
         fs::create_dir_all(dir).unwrap();
         let config = dir.join("auralink.yaml");
         let mut command = Command::new(env!("CARGO_BIN_EXE_auralink"));

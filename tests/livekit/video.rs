@@ -58,8 +58,10 @@ fn sent(report: &Report) -> Vec<&Value> {
         .collect()
 }
 
-/// Asserts that `report` saw `peer`'s picture, in this codec, at half of the sent frame rate at least.
-fn saw(report: &Report, peer: &str, codec: &str) {
+/// Asserts that `report` saw `peer`'s picture to its end, in this codec, at half of the sent frame rate at least.
+fn saw(report: &Report, peer: &Report, codec: &str) {
+    report.lasted(peer);
+    let peer = &peer.client.identity;
     let video = report.video_from(peer);
     let least = 0.5 * f64::from(FPS) * report.client.seconds;
     let me = &report.client.identity;
@@ -142,7 +144,7 @@ fn a_browser_is_steered_from_simulcast_to_svc() {
         std::thread::sleep(Duration::from_secs(9));
         let flows = Wire::count(&trial, &format!("wire-{mode}"), 6.0, &ports).flows();
         let (publisher, subscriber) = (publisher.finish(), subscriber.finish());
-        saw(&subscriber, &publisher.client.identity, codec);
+        saw(&subscriber, &publisher, codec);
         let streams = sent(&publisher);
         let mime = format!("video/{}", codec.to_uppercase());
         assert!(
@@ -202,11 +204,11 @@ fn a_publisher_without_the_codec_still_works() {
     let [old, go, viewer] = &reports[..] else {
         unreachable!()
     };
-    saw(viewer, "old", "vp8");
-    viewer.received(&go.client);
+    saw(viewer, old, "vp8");
+    viewer.received(go);
     assert_eq!(string(viewer.video_from("go"), "/codec"), "vp8");
-    old.received(&go.client);
-    go.received(&old.client);
+    old.received(go);
+    go.received(old);
     assert_eq!(string(go.video_from("old"), "/codec"), "vp8");
     assert_eq!(stack.sidecar.complaints(), Vec::<String>::new());
 }
@@ -230,9 +232,9 @@ fn a_subscriber_without_the_codec_gets_the_backup() {
     let [publisher, old, new] = &reports[..] else {
         unreachable!()
     };
-    saw(old, "camera", "vp8");
+    saw(old, publisher, "vp8");
     // livekit-client's default policy for backup codecs: the track falls back for everybody.
-    saw(new, "camera", "vp8");
+    saw(new, publisher, "vp8");
     let codecs: Vec<_> = sent(publisher)
         .iter()
         .map(|flow| string(flow, "/codec").to_owned())
@@ -261,6 +263,7 @@ fn dynacast_stops_and_resumes_a_steered_publisher() {
         .seconds(26.0)
         .spawn(&trial);
     let (publisher, subscriber) = (publisher.finish(), subscriber.finish());
+    subscriber.lasted(&publisher);
     let sent = over_time(&publisher, "/outbound", "/bytes");
     // The clocks of the two differ by the time that publishing takes.
     let (from, to) = longest_pause(&sent);
@@ -297,7 +300,8 @@ fn adaptive_stream_picks_layers_of_a_steered_publisher() {
         .flag("--timeline")
         .seconds(24.0)
         .spawn(&trial);
-    let (_, subscriber) = (publisher.finish(), subscriber.finish());
+    let (publisher, subscriber) = (publisher.finish(), subscriber.finish());
+    subscriber.lasted(&publisher);
     let widths = over_time(&subscriber, "/inbound", "/width");
     let widest = |from: f64, to: f64| {
         widths
@@ -334,7 +338,7 @@ fn screen_share_keeps_its_rate_unless_named() {
         .seconds(14.0)
         .spawn(&trial);
         let (publisher, watching) = (publisher.finish(), watching.finish());
-        saw(&watching, &publisher.client.identity, "vp8");
+        saw(&watching, &publisher, "vp8");
         let series = over_time(&publisher, "/outbound", "/target");
         let highest = series
             .iter()

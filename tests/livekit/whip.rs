@@ -1,7 +1,7 @@
 //! WHIP (RFC 9725), which the stock server serves by itself: a client that publishes with it meets the sidecar only.
 
 use crate::client::{Client, Kind, Running};
-use crate::harness::{Load, Trial, array, number, string, wait_for};
+use crate::harness::{Load, Trial, array, number, string, unix_now, wait_for};
 use crate::http::{self, token};
 use crate::servers::{Options, Stack};
 use std::time::Duration;
@@ -21,7 +21,7 @@ fn publisher(stack: &Stack, room: &str) -> Client {
 }
 
 fn call(name: &'static str, mode: &str) {
-    let trial = Trial::new(name, Load::Light);
+    let trial = Trial::new(name, Load::Browser);
     let stack = Stack::shared(&trial);
     let room = trial.room(mode);
     let listener = Client::new(Kind::Python, &stack.sidecar.url(), &room, "listener")
@@ -37,10 +37,10 @@ fn call(name: &'static str, mode: &str) {
         .spawn(&trial);
     let reports = [whip, listener].map(Running::finish);
     let [whip, listener] = &reports;
-    listener.received(&whip.client);
-    // The tone went on after the restart.
-    let heard = number(listener.audio_from("whip"), "/seconds");
-    assert!(heard > 7.0, "{heard} s of a tone of 9 s");
+    // The tone and the picture went on after the restart, to the end.
+    listener.received(whip);
+    let heard = number(listener.audio_from("whip"), "/heard_ms");
+    assert!(heard > 7_000.0, "{heard} ms of a tone of 9 s");
     for report in &reports {
         report.met_only(&stack.sidecar);
     }
@@ -84,20 +84,38 @@ fn lean_whip_publishes_and_restarts() {
 
 #[test]
 fn a_whip_session_ends_when_its_client_vanishes() {
-    let trial = Trial::new("a_whip_session_ends_when_its_client_vanishes", Load::Light);
+    let trial = Trial::new(
+        "a_whip_session_ends_when_its_client_vanishes",
+        Load::Browser,
+    );
     let options = Options {
         consent_timeout: "5s",
         ..Options::default()
     };
     let stack = Stack::own(&trial, options);
     let room = trial.room("off");
-    let mut whip = publisher(&stack, &room).seconds(60.0).spawn(&trial);
-    wait_for("media", Duration::from_secs(30), || {
-        let up = stack.sidecar.logged("leg is up").len() >= 2;
-        assert!(whip.process.running(), "the WHIP client ended");
-        up.then_some(())
+    // Of the call that begins for the listener when the other comes.
+    let crash = 5.0;
+    let listener = Client::new(Kind::Python, &stack.sidecar.url(), &room, "listener")
+        .seconds(12.0)
+        .cut_after(crash)
+        .spawn(&trial);
+    wait_for("the listener", Duration::from_secs(30), || {
+        (stack.sidecar.sessions_in(&room) == 1).then_some(())
     });
+    let mut whip = publisher(&stack, &room)
+        .seconds(60.0)
+        .cut_after(crash)
+        .spawn(&trial);
+    whip.wait_begun();
+    std::thread::sleep(Duration::from_secs_f64(crash));
+    let crashed = unix_now();
     whip.process.crash();
+    wait_for("its session to end", Duration::from_secs(15), || {
+        (stack.sidecar.sessions_in(&room) <= 1).then_some(())
+    });
+    // It was there until then.
+    listener.finish().lasted_until(&whip.client, crashed);
     stack.sidecar.wait_empty(&room, Duration::from_secs(15));
     assert_eq!(stack.sidecar.complaints(), Vec::<String>::new());
 }

@@ -2,7 +2,9 @@
 // It talks to client.mjs over HTTP only: GET /config, POST /log, /audio and /report.
 
 import { ExternalE2EEKeyProvider, Room, RoomEvent, Track, VideoPreset, setLogLevel } from '/livekit-client.mjs';
-import { DataLog, LOSSY_BYTES, RATE, SETTLE_MS, analyse, dataMessage, readNumber, readStats, round, stripCells } from '/checks.mjs';
+import {
+  DataLog, LOSSY_BYTES, RATE, SETTLE_MS, Sounds, analyse, dataMessage, now, readNumber, readStats, round, sawFrame, stripCells, watchStalls,
+} from '/checks.mjs';
 
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 const post = (path, body) => fetch(path, { method: 'POST', body });
@@ -14,6 +16,7 @@ const scenarios = {
   'server-leave': 'server-leave', 'node-failure': 'node-failure', migration: 'migration', 'force-tcp': 'force-tcp', speaker: 'speaker',
 };
 const audio = new Map();
+const sounds = new Map();
 const video = new Map();
 const data = new Map();
 const owners = new Map();
@@ -21,7 +24,7 @@ const stops = new Map();
 const current = new Map();
 const remotes = new Set();
 const report = {
-  client: o.client, identity: o.identity, connect_ms: null, audio: [], video: [], data: [], ice: [], remote_candidates: [],
+  client: o.client, identity: o.identity, connect_ms: null, began_at: null, ended_at: null, stalls: [], audio: [], video: [], data: [], ice: [], remote_candidates: [],
   reconnecting: 0, reconnected: 0, active_speakers: 0, republished: 0, disconnected: null, inbound: [], outbound: [], errors: [],
   timeline: [], user_agent: navigator.userAgent,
 };
@@ -117,13 +120,17 @@ room
 
 function receiveAudio(track, peer) {
   if (!audio.has(peer)) audio.set(peer, [[], []]);
+  if (!sounds.has(peer)) sounds.set(peer, new Sounds());
   const sides = audio.get(peer);
   // Chromium gives WebAudio nothing of a remote track that no element plays.
   const element = track.attach();
   element.volume = 0;
   document.querySelector('#media').append(element);
   const recorder = new AudioWorkletNode(context, 'recorder', { numberOfOutputs: 0 });
-  recorder.port.onmessage = ({ data: blocks }) => blocks.forEach((block, side) => sides[side].push(block));
+  recorder.port.onmessage = ({ data: blocks }) => {
+    blocks.forEach((block, side) => sides[side].push(block));
+    sounds.get(peer).add(blocks[0], 1, 1);
+  };
   const source = context.createMediaStreamSource(new MediaStream([track.mediaStreamTrack]));
   source.connect(recorder);
   // A full reconnect brings a new track of the same peer; the old one must not go on adding silence.
@@ -133,7 +140,7 @@ function receiveAudio(track, peer) {
 }
 
 function receiveVideo(track, peer) {
-  if (!video.has(peer)) video.set(peer, { from: peer, frames: 0, width: 0, height: 0, codec: null, numbered: 0, y4m: null, ids: new Set(), painted: 0 });
+  if (!video.has(peer)) video.set(peer, { from: peer, frames: 0, width: 0, height: 0, codec: null, numbered: 0, y4m: null, first_at: null, last_at: null, gap_ms: 0, ids: new Set(), painted: 0 });
   const seen = video.get(peer);
   const element = track.attach();
   // CSS pixels: what adaptive stream asks the server for.
@@ -144,6 +151,7 @@ function receiveVideo(track, peer) {
   const frame = () => {
     const { videoWidth: width, videoHeight: height } = element;
     seen.painted++;
+    sawFrame(seen);
     if (width && height) {
       if (width * height >= seen.width * seen.height) [seen.width, seen.height] = [width, height];
       const rows = Math.max(2, Math.floor(height / 16));
@@ -270,6 +278,8 @@ async function pollStats() {
     const seen = flow.kind === 'video' && video.get(flow.from);
     if (seen && flow.codec) {
       seen.codec = flow.codec.replace('video/', '').toLowerCase();
+      // Frames that were decoded and, because the page was late, not shown.
+      if (flow.frames > Math.max(seen.frames, seen.painted)) sawFrame(seen);
       seen.frames = Math.max(seen.frames, flow.frames);
     }
   }
@@ -308,6 +318,8 @@ async function call() {
     await sleep(20);
   }
   const started = performance.now();
+  report.began_at = now();
+  log('the call begins');
   const left = () => 1000 * o.seconds - (performance.now() - started);
   if (o.dataCount) sendData().catch(fail('sending data'));
   if (o.scenario !== 'none') {
@@ -341,7 +353,7 @@ async function finish() {
       }
       return joined;
     });
-    const entry = { from: peer, ...analyse(left), wav: null };
+    const entry = { from: peer, ...analyse(left), ...sounds.get(peer).report, wav: null };
     if (o.stereo) ({ tone_hz: entry.tone_hz_right, tone_share: entry.tone_share_right } = analyse(right));
     if (o.record && left.length) {
       const channels = o.stereo ? 2 : 1;
@@ -359,11 +371,14 @@ async function finish() {
   report.remote_candidates = [...remotes].sort();
 }
 
+const stalls = watchStalls(report.stalls);
 try {
   await call();
 } catch (e) {
   fail('call')(e);
 }
+clearInterval(stalls);
+report.ended_at = now();
 leaving = true;
 await Promise.race([room.disconnect().catch((e) => log(e)), sleep(3000)]);
 await finish();

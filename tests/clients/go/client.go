@@ -50,12 +50,19 @@ type videoReport struct {
 	Height *int    `json:"height"`
 	Codec  string  `json:"codec"`
 	Y4m    *string `json:"y4m"`
+	// Seconds since 1970 of the first and the last picture, and the longest time between two.
+	FirstAt *float64 `json:"first_at"`
+	LastAt  *float64 `json:"last_at"`
+	GapMs   int64    `json:"gap_ms"`
 }
 
 type clientReport struct {
 	Client           string         `json:"client"`
 	Identity         string         `json:"identity"`
 	ConnectMs        *float64       `json:"connect_ms"`
+	BeganAt          *float64       `json:"began_at"`
+	EndedAt          *float64       `json:"ended_at"`
+	Stalls           [][2]float64   `json:"stalls"`
 	Audio            []audioReport  `json:"audio"`
 	Video            []*videoReport `json:"video"`
 	Data             []*dataLog     `json:"data"`
@@ -75,6 +82,8 @@ type heard struct {
 	packets, lost int
 	codec         string
 	base, last    uint32
+	lastAt        time.Time
+	late          [][2]float64
 }
 
 type client struct {
@@ -100,9 +109,12 @@ func runClient(o *options) (*clientReport, []string) {
 		remotes: map[string]bool{}, ended: make(chan struct{})}
 	c.report = clientReport{Client: "go", Identity: o.identity, Audio: []audioReport{}, Video: []*videoReport{}, Data: []*dataLog{},
 		Ice: []iceReport{}, RemoteCandidates: []string{}, Errors: []string{}}
+	stalls := watchStalls()
 	if err := c.run(); err != nil {
 		c.fail(err)
 	}
+	c.report.EndedAt = unixNow()
+	c.report.Stalls = stalls()
 	c.leaving.Store(true)
 	c.end()
 	if c.room != nil {
@@ -159,6 +171,7 @@ func (c *client) run() error {
 		return err
 	}
 	started := time.Now()
+	c.report.BeganAt = callBegins()
 	go c.sendData()
 	if o.scenario != "none" {
 		time.AfterFunc(o.scenarioAt, func() { c.room.Simulate(scenarios[o.scenario]) })
@@ -357,7 +370,16 @@ func (c *client) receiveAudio(track *webrtc.TrackRemote, peer string) {
 		}
 		first, previous = false, p.SequenceNumber
 		if payload := c.open(p, h.codec); len(payload) > 0 {
+			now, before := time.Now(), h.last
 			h.last = p.Timestamp - base
+			if !h.lastAt.IsZero() {
+				// Later than its place in the stream says: nothing could be played meanwhile.
+				due := h.lastAt.Add(time.Duration(int32(h.last-before)) * time.Second / rate)
+				if late := now.Sub(due).Milliseconds(); late >= leastHoleMs {
+					h.late = append(h.late, [2]float64{unix(h.lastAt), float64(late)})
+				}
+			}
+			h.lastAt = now
 			q := &rtp.Packet{Header: rtp.Header{SequenceNumber: p.SequenceNumber, Timestamp: h.last}, Payload: payload}
 			// Packets go on coming while the report is being made, when the recording has ended.
 			if h.writer == nil {
@@ -414,8 +436,16 @@ func (c *client) receiveVideo(track *webrtc.TrackRemote, p *lksdk.RemoteParticip
 			return
 		}
 		c.mu.Lock()
-		if packet.Marker {
+		// Padding, which the server sends to find out how much the path carries, is no picture.
+		if packet.Marker && len(packet.Payload) > 0 {
 			v.Frames++
+			now := unixNow()
+			if v.FirstAt == nil {
+				v.FirstAt = now
+			} else {
+				v.GapMs = max(v.GapMs, int64((*now-*v.LastAt)*1000))
+			}
+			v.LastAt = now
 		}
 		if v.Codec == "vp8" {
 			// The largest key frame: a track ends with black ones of 8x8 that the server itself writes.
@@ -514,7 +544,8 @@ func (c *client) finish() {
 			if err != nil {
 				c.report.Errors = append(c.report.Errors, "audio of "+peer+": "+err.Error())
 			}
-			r.analyse(x)
+			r.analyse(x, h.lastAt)
+			r.Holes = append(r.Holes, h.late...)
 			if c.o.record != "" {
 				path, err := saveWav(c.o.record, c.report.Identity, peer, x)
 				if err != nil {

@@ -19,8 +19,8 @@ import (
 )
 
 // loadHeader is what a load packet's payload starts with: a valid Opus TOC byte, a mark, the speaker's packet counter and the
-// time of sending in Unix nanoseconds. The rest is filler, which no decoder would accept: a proxy has to pass it untouched.
-const loadHeader = 1 + 3 + 4 + 8
+// time of sending in Unix nanoseconds, and the speaker's number. The rest is filler, which no decoder would accept: a proxy has to pass it untouched.
+const loadHeader = 1 + 3 + 4 + 8 + 4
 
 var loadMark = [3]byte{'A', 'L', 'T'}
 
@@ -54,11 +54,16 @@ type loadReport struct {
 
 // pair counts what one participant received from one speaker. Only its reading goroutine writes it.
 type pair struct {
-	first, last uint32
-	received    uint64
-	any         bool
-	foreign     uint64
-	histogram   histogram
+	speaker   int
+	received  uint64
+	any       bool
+	foreign   uint64
+	histogram histogram
+}
+
+// span is the counters of the packets that a speaker sent while they were counted: from the first to before `end`.
+type span struct {
+	first, end atomic.Uint32
 }
 
 // histogram counts latencies in buckets 2.5 % wide, from 1 µs to about 20 s.
@@ -92,7 +97,9 @@ type loader struct {
 	mu          sync.Mutex
 	pairs       []*pair
 	errs        []string
+	spans       []span
 	counting    atomic.Bool
+	listening   atomic.Bool
 	stop        chan struct{}
 	sent        atomic.Uint64
 	lateNs      atomic.Int64
@@ -104,7 +111,7 @@ type loader struct {
 // runLoad joins `load` participants, lets the speakers among them send for `seconds`, and counts per speaker and listener.
 func runLoad(o *options) (*loadReport, []string) {
 	lksdk.SetLogger(protoLogger.GetDiscardLogger())
-	l := &loader{o: o, stop: make(chan struct{})}
+	l := &loader{o: o, stop: make(chan struct{}), spans: make([]span, o.speakers)}
 	rooms := make([]*lksdk.Room, o.load)
 	times := make([]float64, o.load)
 	var joining sync.WaitGroup
@@ -144,13 +151,17 @@ func runLoad(o *options) (*loadReport, []string) {
 		}
 	}
 	l.warmUp(r.Pairs)
+	callBegins()
+	l.listening.Store(true)
 	l.counting.Store(true)
 	started := time.Now()
 	time.Sleep(o.seconds)
 	l.counting.Store(false)
 	r.Seconds = round(time.Since(started).Seconds(), 2)
 	close(l.stop)
+	// What was sent until now is still on its way.
 	time.Sleep(300 * time.Millisecond)
+	l.listening.Store(false)
 	l.leave(rooms)
 	l.total(r)
 	sort.Float64s(connects)
@@ -244,9 +255,17 @@ func (l *loader) speak(track *webrtc.TrackLocalStaticRTP, seed int) {
 		}
 		binary.BigEndian.PutUint32(payload[4:], counter)
 		binary.BigEndian.PutUint64(payload[8:], uint64(now.UnixNano()))
+		binary.BigEndian.PutUint32(payload[16:], uint32(seed))
 		p.SequenceNumber++
 		p.Timestamp += uint32(960 / l.o.perTick)
-		if err := track.WriteRTP(p); err == nil && l.counting.Load() {
+		counting := l.counting.Load()
+		if counting {
+			if l.spans[seed].end.Load() == 0 {
+				l.spans[seed].first.Store(counter)
+			}
+			l.spans[seed].end.Store(counter + 1)
+		}
+		if err := track.WriteRTP(p); err == nil && counting {
 			l.sent.Add(1)
 		}
 	}
@@ -254,7 +273,7 @@ func (l *loader) speak(track *webrtc.TrackLocalStaticRTP, seed int) {
 
 // listen counts one speaker's packets at one participant.
 func (l *loader) listen(track *webrtc.TrackRemote) {
-	c := &pair{}
+	c := &pair{speaker: -1}
 	l.mu.Lock()
 	l.pairs = append(l.pairs, c)
 	l.mu.Unlock()
@@ -266,19 +285,25 @@ func (l *loader) listen(track *webrtc.TrackRemote) {
 			return
 		}
 		now := time.Now()
-		if !l.counting.Load() {
+		if !l.listening.Load() {
 			c.any = true
-			continue
 		}
 		if p.Unmarshal(buffer[:n]) != nil || len(p.Payload) < loadHeader || [3]byte(p.Payload[1:4]) != loadMark {
+			if l.counting.Load() {
+				c.foreign++
+			}
+			continue
+		}
+		speaker := int(binary.BigEndian.Uint32(p.Payload[16:]))
+		if speaker >= len(l.spans) {
 			c.foreign++
 			continue
 		}
-		counter := binary.BigEndian.Uint32(p.Payload[4:])
-		if c.received == 0 || counter < c.first {
-			c.first = counter
+		c.speaker = speaker
+		counter, span := binary.BigEndian.Uint32(p.Payload[4:]), &l.spans[speaker]
+		if !l.listening.Load() || counter < span.first.Load() || counter >= span.end.Load() {
+			continue
 		}
-		c.last = max(c.last, counter)
 		c.received++
 		c.histogram.add(now.Sub(time.Unix(0, int64(binary.BigEndian.Uint64(p.Payload[8:])))))
 	}
@@ -314,19 +339,23 @@ func (l *loader) leave(rooms []*lksdk.Room) {
 	all.Wait()
 }
 
-// total adds the pairs up. Expected is what lies between the first and the last packet of each pair.
+// total adds the pairs up. Expected is all that the pair's speaker sent while packets were counted, whether or not the listener
+// has heard to the end of it.
 func (l *loader) total(r *loadReport) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var h histogram
 	for _, c := range l.pairs {
 		r.Foreign += c.foreign
+		if c.speaker >= 0 {
+			span := &l.spans[c.speaker]
+			r.Expected += uint64(span.end.Load() - span.first.Load())
+		}
 		if c.received == 0 {
 			continue
 		}
 		r.PairsHeard++
 		r.Received += c.received
-		r.Expected += uint64(c.last-c.first) + 1
 		for i, n := range c.histogram {
 			h[i] += n
 		}

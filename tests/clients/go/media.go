@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"time"
 
 	"github.com/livekit/server-sdk-go/v2/pkg/oggreader"
 	"github.com/pion/webrtc/v4/pkg/media/ivfreader"
@@ -150,14 +151,21 @@ type audioReport struct {
 	ToneShare float64  `json:"tone_share"`
 	RMS       float64  `json:"rms"`
 	SilentMs  int      `json:"silent_ms"`
-	Wav       *string  `json:"wav"`
-	Packets   int      `json:"packets"`
-	Lost      int      `json:"lost"`
-	Codec     string   `json:"codec"`
+	// How much of it was sound, when the first and the last of it came, and the stretches without any between those two:
+	// seconds since 1970 and ms.
+	HeardMs int          `json:"heard_ms"`
+	FirstAt *float64     `json:"first_at"`
+	LastAt  *float64     `json:"last_at"`
+	Holes   [][2]float64 `json:"holes"`
+	Wav     *string      `json:"wav"`
+	Packets int          `json:"packets"`
+	Lost    int          `json:"lost"`
+	Codec   string       `json:"codec"`
 }
 
-// analyse fills in tone, level and holes of mono samples.
-func (r *audioReport) analyse(x []float64) {
+// analyse fills in tone, level and holes of mono samples, the last of which came at `end`.
+func (r *audioReport) analyse(x []float64, end time.Time) {
+	r.Holes = [][2]float64{}
 	r.Seconds = round(float64(len(x))/rate, 3)
 	first, last := -1, 0
 	level := make([]float64, len(x)/480)
@@ -175,10 +183,21 @@ func (r *audioReport) analyse(x []float64) {
 	if first < 0 {
 		return
 	}
-	for _, v := range level[first:last] {
+	at := func(block int) float64 { return round(unix(end)-float64(len(x)-block*480)/rate, 3) }
+	begin, finish := at(first), at(last)
+	r.FirstAt, r.LastAt = &begin, &finish
+	silent := 0
+	for i, v := range level[first:last] {
 		if v <= 1e-6 {
-			r.SilentMs += 10
+			silent += 10
+			continue
 		}
+		if silent >= leastHoleMs {
+			r.Holes = append(r.Holes, [2]float64{at(first + i - silent/10), float64(silent)})
+		}
+		r.SilentMs += silent
+		r.HeardMs += 10
+		silent = 0
 	}
 	x = x[first*480 : last*480]
 	var sum float64
@@ -258,6 +277,50 @@ func fft(a []complex128) {
 				w *= step
 			}
 		}
+	}
+}
+
+// leastHoleMs: shorter silences are not told of one by one. stallMs: a client that its own clock finds later than this stood
+// still, because the machine was busy with something else.
+const leastHoleMs, stallMs = 100, 100
+
+// unix is seconds since 1970.
+func unix(t time.Time) float64 { return float64(t.UnixMilli()) / 1000 }
+
+func unixNow() *float64 {
+	now := unix(time.Now())
+	return &now
+}
+
+// callBegins says on standard error that the call begins, and returns when.
+func callBegins() *float64 {
+	fmt.Fprintln(os.Stderr, "the call begins")
+	return unixNow()
+}
+
+// watchStalls notes when this process did not run for a while: the time at which that began, and ms. What it returns ends the
+// watch and gives the list.
+func watchStalls() func() [][2]float64 {
+	const step = 20 * time.Millisecond
+	found, stop := make(chan [][2]float64), make(chan struct{})
+	go func() {
+		stalls := [][2]float64{}
+		for {
+			due := time.Now().Add(step)
+			select {
+			case <-stop:
+				found <- stalls
+				return
+			case <-time.After(step):
+			}
+			if late := time.Since(due).Milliseconds(); late >= stallMs {
+				stalls = append(stalls, [2]float64{unix(due), float64(late)})
+			}
+		}
+	}()
+	return func() [][2]float64 {
+		close(stop)
+		return <-found
 	}
 }
 

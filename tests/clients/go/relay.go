@@ -19,7 +19,7 @@ import (
 
 // runRelay makes `load` calls of two peer connections each, both of which send `perTick` packets every 20 ms.
 func runRelay(o *options) (*loadReport, []string) {
-	l := &loader{o: o, stop: make(chan struct{})}
+	l := &loader{o: o, stop: make(chan struct{}), spans: make([]span, 2*o.load)}
 	r := &loadReport{Client: "go-relay", Participants: 2 * o.load, Rooms: o.load, Errors: []string{}}
 	var ng *rtpengine
 	if o.relay != "none" {
@@ -48,6 +48,7 @@ func runRelay(o *options) (*loadReport, []string) {
 	}
 	fmt.Fprintf(os.Stderr, "%d of %d calls in %v\n", r.Joined/2, o.load, time.Since(begin).Round(time.Millisecond))
 	l.warmUp(r.Pairs)
+	l.listening.Store(true)
 	l.counting.Store(true)
 	started := time.Now()
 	time.Sleep(o.seconds)
@@ -55,6 +56,7 @@ func runRelay(o *options) (*loadReport, []string) {
 	r.Seconds = round(time.Since(started).Seconds(), 2)
 	close(l.stop)
 	time.Sleep(300 * time.Millisecond)
+	l.listening.Store(false)
 	// The process that is measured is looked at until two seconds after the counting, as with the other loads.
 	for _, pc := range all {
 		if err := pc.Close(); err != nil {

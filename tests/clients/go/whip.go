@@ -45,9 +45,14 @@ func runWhip(o *options) (*whipReport, []string) {
 	w := &whip{o: o, remotes: map[string]bool{}, connected: make(chan struct{}, 16), ended: make(chan struct{})}
 	w.report = whipReport{clientReport: clientReport{Client: "whip", Identity: o.identity, Audio: []audioReport{}, Video: []*videoReport{},
 		Data: []*dataLog{}, Ice: []iceReport{}, RemoteCandidates: []string{}, Errors: []string{}}, Requests: []string{}}
+	stalls := watchStalls()
 	if err := w.run(); err != nil {
 		w.report.Errors = append(w.report.Errors, err.Error())
 	}
+	if w.report.EndedAt == nil {
+		w.report.EndedAt = unixNow()
+	}
+	w.report.Stalls = stalls()
 	close(w.ended)
 	if w.pc != nil {
 		w.pc.Close()
@@ -182,6 +187,7 @@ func (w *whip) run() error {
 	ms := round(float64(time.Since(start).Microseconds())/1000, 1)
 	w.report.ConnectMs = &ms
 	began := time.Now()
+	w.report.BeganAt = callBegins()
 	if w.o.scenario == "resume" {
 		time.Sleep(w.o.scenarioAt)
 		w.report.Reconnecting++
@@ -191,6 +197,7 @@ func (w *whip) run() error {
 		w.report.Reconnected++
 	}
 	time.Sleep(time.Until(began.Add(w.o.seconds)))
+	w.report.EndedAt = unixNow()
 	w.report.Ice = selectedPairs("pub", w.pc, w.remotes)
 	_, _, err = w.request("DELETE", w.resource, "", "", "", http.StatusOK)
 	return err

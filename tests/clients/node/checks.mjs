@@ -87,6 +87,70 @@ export function analyse(samples) {
   return out;
 }
 
+/** Seconds since 1970. */
+export const now = () => Date.now() / 1000;
+
+/** Shorter silences are not told of one by one. */
+const LEAST_HOLE_MS = 100;
+
+/** A client that its own clock finds later than this stood still: the machine was busy with something else. */
+const STALL_MS = 100;
+
+/**
+ * When sound of a peer was heard: `heard_ms` counts 10 ms blocks over -60 dBFS, `first_at` and `last_at` are the times of the first
+ * and the last of them, and `holes` are the stretches without any between those two: [time at which it began, ms].
+ */
+export class Sounds {
+  constructor() {
+    this.report = { heard_ms: 0, first_at: null, last_at: null, holes: [] };
+    this.silent = 0;
+  }
+
+  /** Interleaved samples of full scale `scale` that have come just now. */
+  add(samples, channels, scale) {
+    const came = now();
+    const size = 480 * channels;
+    for (let start = 0; start + size <= samples.length; start += size) {
+      let sum = 0;
+      for (let i = start; i < start + size; i++) sum += samples[i] * samples[i];
+      if (sum / size <= 1e-6 * scale * scale) {
+        this.silent += 10;
+        continue;
+      }
+      const report = this.report;
+      const at = came - (samples.length - start - size) / channels / RATE;
+      if (report.last_at === null) report.first_at = round(at - 0.01, 3);
+      else {
+        // By the clock, too: blocks that never came are as silent as silent ones.
+        const ms = Math.max(this.silent, Math.round(1000 * (at - report.last_at - 0.01)));
+        if (ms >= LEAST_HOLE_MS) report.holes.push([report.last_at, ms]);
+      }
+      report.last_at = round(at, 3);
+      report.heard_ms += 10;
+      this.silent = 0;
+    }
+  }
+}
+
+/** Notes that a frame has come in what a report says of a video. */
+export function sawFrame(seen) {
+  const at = now();
+  seen.first_at ??= at;
+  seen.gap_ms = Math.max(seen.gap_ms, Math.round(1000 * (at - (seen.last_at ?? at))));
+  seen.last_at = at;
+}
+
+/** Notes into `stalls` when this process did not run for a while: [time at which it began, ms]. */
+export function watchStalls(stalls) {
+  const step = 20;
+  let due = Date.now() + step;
+  return setInterval(() => {
+    const late = Date.now() - due;
+    if (late >= STALL_MS) stalls.push([round(due / 1000, 3), late]);
+    due = Date.now() + step;
+  }, step);
+}
+
 function strongest(samples) {
   const n = 32768;
   const power = new Float64Array(n / 2);

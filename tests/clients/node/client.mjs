@@ -2,7 +2,9 @@
 
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { DataLog, LOSSY_BYTES, RATE, SETTLE_MS, analyse, dataMessage, readNumber, round, stripCells } from './checks.mjs';
+import {
+  DataLog, LOSSY_BYTES, RATE, SETTLE_MS, Sounds, analyse, dataMessage, now, readNumber, round, sawFrame, stripCells, watchStalls,
+} from './checks.mjs';
 import { loadWav, packages, parse, saveWav, usage } from './common.mjs';
 
 // The SDK logs to standard output, which belongs to the report.
@@ -24,14 +26,16 @@ if (o.y4m) usage('--video y4m: the Node client has no file input; use the Python
 
 const room = new rtc.Room();
 const audio = new Map();
+const sounds = new Map();
 const video = new Map();
 const data = new Map();
 const current = new Map();
 const remotes = new Set();
 const report = {
-  client: 'node', identity: o.identity, connect_ms: null, audio: [], video: [], data: [], ice: [], remote_candidates: [],
+  client: 'node', identity: o.identity, connect_ms: null, began_at: null, ended_at: null, packets_at: null, stalls: [], audio: [], video: [], data: [], ice: [], remote_candidates: [],
   reconnecting: 0, reconnected: 0, active_speakers: 0, republished: 0, disconnected: null, inbound: [], outbound: [], errors: [],
 };
+let packets = 0;
 let leaving = false;
 let ended = false;
 
@@ -68,19 +72,22 @@ room
 
 async function receiveAudio(track, peer) {
   if (!audio.has(peer)) audio.set(peer, []);
+  if (!sounds.has(peer)) sounds.set(peer, new Sounds());
   const blocks = audio.get(peer);
   for await (const frame of new rtc.AudioStream(track, RATE, o.stereo ? 2 : 1)) {
     if (current.get(`${peer} ${track.kind}`) !== track) break;
     blocks.push(frame.data.slice());
+    sounds.get(peer).add(frame.data, o.stereo ? 2 : 1, 32768);
   }
 }
 
 async function receiveVideo(track, peer) {
-  if (!video.has(peer)) video.set(peer, { from: peer, frames: 0, width: 0, height: 0, codec: null, numbered: 0, y4m: null, ids: new Set() });
+  if (!video.has(peer)) video.set(peer, { from: peer, frames: 0, width: 0, height: 0, codec: null, numbered: 0, y4m: null, first_at: null, last_at: null, gap_ms: 0, ids: new Set() });
   const seen = video.get(peer);
   for await (const { frame } of new rtc.VideoStream(track)) {
     if (current.get(`${peer} ${track.kind}`) !== track) break;
     seen.frames++;
+    sawFrame(seen);
     if (frame.width * frame.height >= seen.width * seen.height) [seen.width, seen.height] = [frame.width, frame.height];
     // Only the luma plane of I420 is needed to read the number.
     const i420 = frame.type === rtc.VideoBufferType.I420 ? frame : frame.convert(rtc.VideoBufferType.I420);
@@ -192,6 +199,9 @@ async function pollStats() {
       }
     }
   }
+  const total = next.inbound.reduce((sum, flow) => sum + flow.packets, 0);
+  if (total > packets) report.packets_at = now();
+  packets = total;
   // A peer that has left takes its statistics along: the last ones stay.
   for (const key of ['ice', 'inbound', 'outbound']) if (next[key].length) report[key] = next[key];
 }
@@ -212,6 +222,8 @@ async function call() {
     await sleep(20);
   }
   const started = performance.now();
+  report.began_at = now();
+  console.error('the call begins');
   const left = () => 1000 * o.seconds - (performance.now() - started);
   if (o.dataCount) sendData().catch(fail('sending data'));
   if (o.scenario !== 'none') {
@@ -235,7 +247,7 @@ function finish() {
       at += block.length;
     }
     const side = (c) => analyse(Float64Array.from({ length: pcm.length / channels }, (_, i) => pcm[i * channels + c] / 32768));
-    const entry = { from: peer, ...side(0), wav: null };
+    const entry = { from: peer, ...side(0), ...sounds.get(peer).report, wav: null };
     if (channels === 2) ({ tone_hz: entry.tone_hz_right, tone_share: entry.tone_share_right } = side(1));
     if (o.record && pcm.length) {
       entry.wav = join(o.record, `${report.identity}-from-${peer}.wav`);
@@ -250,11 +262,14 @@ function finish() {
   report.remote_candidates = [...remotes].sort();
 }
 
+const stalls = watchStalls(report.stalls);
 try {
   await call();
 } catch (e) {
   fail('call')(e);
 }
+clearInterval(stalls);
+report.ended_at = now();
 leaving = true;
 try {
   await Promise.race([room.disconnect(), sleep(5000)]);

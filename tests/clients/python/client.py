@@ -62,6 +62,11 @@ class Client:
         # Seconds of the monotonic clock, one for each block, at which the first sample was sent and heard.
         self.said_at: list[float] = []
         self.heard_at: dict[str, list[float]] = {}
+        # Seconds since 1970 at which each block of a peer's came, and the call began and ended for this client.
+        self.arrivals: dict[str, list[float]] = {}
+        self.began_at: float | None = None
+        self.ended_at: float | None = None
+        self.stalls: list[list[float]] = []
         self.ssrc_owner: dict[int, str] = {}
         self.remote_candidates: set[str] = set()
         self.ice: list[dict] = []
@@ -142,6 +147,7 @@ class Client:
         channels = 2 if self.args.stereo else 1
         blocks, sid = self.audio.setdefault(peer, []), track.sid
         times, samples = self.heard_at.setdefault(peer, []), sum(map(len, blocks))
+        arrivals = self.arrivals.setdefault(peer, [])
         stream = rtc.AudioStream.from_track(track=track, sample_rate=common.RATE, num_channels=channels)
         try:
             async for event in stream:
@@ -150,12 +156,13 @@ class Client:
                 blocks.append(np.frombuffer(event.frame.data, np.int16).reshape(-1, channels).copy())
                 samples += len(blocks[-1])
                 times.append(time.monotonic() - samples / common.RATE)
+                arrivals.append(time.time())
         finally:
             await stream.aclose()
 
     async def receive_video(self, track, peer: str) -> None:
         sid = track.sid
-        seen = self.video.setdefault(peer, {"frames": 0, "width": 0, "height": 0, "ids": set(), "file": None})
+        seen = self.video.setdefault(peer, {"frames": 0, "width": 0, "height": 0, "ids": set(), "file": None, "first_at": None, "last_at": None, "gap_ms": 0})
         stream = rtc.VideoStream.from_track(track=track, format=rtc.VideoBufferType.I420)
         try:
             async for event in stream:
@@ -163,6 +170,10 @@ class Client:
                     break
                 frame = event.frame
                 seen["frames"] += 1
+                now = time.time()
+                seen["first_at"] = seen["first_at"] or now
+                seen["gap_ms"] = max(seen["gap_ms"], round(1000 * (now - (seen["last_at"] or now))))
+                seen["last_at"] = now
                 # The largest layer that arrived: the first frames of a simulcast track are often a lower one.
                 if frame.width * frame.height >= seen["width"] * seen["height"]:
                     seen["width"], seen["height"] = frame.width, frame.height
@@ -341,6 +352,7 @@ class Client:
                 key_provider_options=rtc.KeyProviderOptions(shared_key=a.e2ee.encode())
             )
         self.subscribe_events()
+        self.tasks.append(asyncio.create_task(self.guard(self.watch_stalls())))
         start = time.monotonic()
         await self.room.connect(a.url, token(a), options)
         self.connect_ms = round((time.monotonic() - start) * 1000, 1)
@@ -349,6 +361,8 @@ class Client:
         await self.publish()
         await self.wait_for_peers()
         started = time.monotonic()
+        self.began_at = time.time()
+        print("the call begins", file=sys.stderr, flush=True)
         if a.data_count:
             await asyncio.sleep(SETTLE)
             self.tasks.append(asyncio.create_task(self.guard(self.send_data())))
@@ -379,6 +393,16 @@ class Client:
                 raise ConnectionError(f"disconnected while waiting for peers: {self.disconnected}")
             await asyncio.sleep(0.02)
 
+    async def watch_stalls(self) -> None:
+        """Notes when this process did not run for a while: [time at which it began, ms]."""
+        step = 0.02
+        while True:
+            due = time.time() + step
+            await asyncio.sleep(step)
+            late = round(1000 * (time.time() - due))
+            if late >= common.STALL_MS:
+                self.stalls.append([round(due, 3), late])
+
     async def simulate(self, started: float) -> None:
         await asyncio.sleep(max(0.0, started + self.args.scenario_at - time.monotonic()))
         await self.room.simulate_scenario(SCENARIO_KINDS[self.args.scenario])
@@ -390,6 +414,7 @@ class Client:
         self.microphone.unmute()
 
     async def leave(self) -> None:
+        self.ended_at = time.time()
         self.leaving = True
         self.ended.set()
         for task in self.tasks:
@@ -409,7 +434,8 @@ class Client:
                 path = os.path.join(self.args.record, f"{self.identity}-from-{peer}.wav")
                 common.save_wav(path, pcm)
             heard_at = round(float(np.median(self.heard_at[peer])), 4) if self.heard_at[peer] else None
-            audio.append({"from": peer, **common.analyse(pcm), "wav": path, "heard_at": heard_at})
+            sounds = common.sounds(blocks, self.arrivals[peer])
+            audio.append({"from": peer, **common.analyse(pcm), **sounds, "wav": path, "heard_at": heard_at})
         video = []
         for peer, seen in self.video.items():
             codec = next((f["codec"] for f in self.flows["inbound"] if f["kind"] == "video" and f["from"] == peer), None)
@@ -423,12 +449,18 @@ class Client:
                     "codec": re.sub("^video/", "", codec).lower() if codec else None,
                     "numbered": len(seen["ids"]),
                     "y4m": path,
+                    "first_at": seen["first_at"],
+                    "last_at": seen["last_at"],
+                    "gap_ms": seen["gap_ms"],
                 }
             )
         return {
             "client": "python",
             "identity": self.identity,
             "connect_ms": getattr(self, "connect_ms", None),
+            "began_at": self.began_at,
+            "ended_at": self.ended_at,
+            "stalls": self.stalls,
             "audio": audio,
             "video": video,
             "data": [log.report(peer) for peer, log in self.data.items()],

@@ -30,6 +30,12 @@ SCENARIOS = (
     "speaker",
 )
 
+LEAST_HOLE_MS = 100
+"""Shorter silences are not told of one by one."""
+
+STALL_MS = 100
+"""A client that its own clock finds later than this stood still: the machine was busy with something else."""
+
 DATA_HEADER = struct.Struct(">BII")
 """kind (0 reliable, 1 lossy), message index, message length in bytes."""
 
@@ -214,6 +220,38 @@ def analyse(pcm: np.ndarray) -> dict:
         suffix = "" if channel == 0 else "_right"
         out["tone_hz" + suffix] = hz
         out["tone_share" + suffix] = share
+    return out
+
+
+def sounds(blocks: list[np.ndarray], times: list[float]) -> dict:
+    """When sound was heard: `blocks` of int16 samples, shape (n, channels), and the time of the clock at which each had come.
+
+    `heard_ms` counts 10 ms blocks over -60 dBFS, `first_at` and `last_at` are the times of the first and the last of them, and
+    `holes` are the stretches without any between those two: [time at which it began, ms].
+    """
+    out = {"heard_ms": 0, "first_at": None, "last_at": None, "holes": []}
+    ends, loud = [], []
+    for pcm, came in zip(blocks, times):
+        n = len(pcm) // 480
+        if n == 0:
+            continue
+        x = pcm[: n * 480].astype(np.float64) / 32768.0
+        loud.append(np.sqrt((x.reshape(n, 480, -1) ** 2).mean(axis=(1, 2))) > 1e-3)
+        ends.append(came - (len(pcm) - 480 * np.arange(1, n + 1)) / RATE)
+    if not loud:
+        return out
+    ends, loud = np.concatenate(ends), np.concatenate(loud)
+    heard = ends[loud]
+    if len(heard) == 0:
+        return out
+    out["heard_ms"] = 10 * len(heard)
+    out["first_at"], out["last_at"] = round(float(heard[0]) - 0.01, 3), round(float(heard[-1]), 3)
+    places = np.flatnonzero(loud)
+    for before, after in zip(places[:-1], places[1:]):
+        # By the clock, too: blocks that never came are as silent as silent ones.
+        ms = max(10 * (after - before - 1), round(1000 * float(ends[after] - ends[before] - 0.01)))
+        if ms >= LEAST_HOLE_MS:
+            out["holes"].append([round(float(ends[before]), 3), int(ms)])
     return out
 
 
