@@ -142,8 +142,10 @@ pub struct Limits {
     /// `limits.max_query_bytes`: the query, at most [`MAX_QUERY`]; LiveKit clients send a whole SDP in
     /// it.
     pub max_query_bytes: usize,
-    /// `limits.max_frame_bytes`: one WebSocket message, from either side.
+    /// `limits.max_frame_bytes`: one WebSocket message from a client.
     pub max_frame_bytes: usize,
+    /// `limits.max_upstream_frame_bytes`: one from LiveKit, at most [`MAX_FRAME`](auralink_proto::signal::MAX_FRAME).
+    pub max_upstream_frame_bytes: usize,
     /// `limits.header_timeout`: until a request's headers must be complete, and between two parts of its body.
     pub header_timeout: Duration,
     /// `limits.keep_alive_timeout`: how long a connection may rest between two requests.
@@ -248,6 +250,7 @@ impl Default for Settings {
                 max_header_bytes: 64 << 10,
                 max_query_bytes: MAX_QUERY,
                 max_frame_bytes: 1 << 20,
+                max_upstream_frame_bytes: auralink_proto::signal::MAX_FRAME,
                 header_timeout: Duration::from_secs(10),
                 keep_alive_timeout: Duration::from_secs(75),
                 dial_timeout: Duration::from_secs(5),
@@ -423,6 +426,7 @@ impl Settings {
             max_header_bytes,
             max_query_bytes,
             max_frame_bytes,
+            max_upstream_frame_bytes,
             header_timeout,
             keep_alive_timeout,
             dial_timeout,
@@ -475,6 +479,10 @@ impl Settings {
             (
                 "limits.max_frame_bytes",
                 *max_frame_bytes == new.limits.max_frame_bytes,
+            ),
+            (
+                "limits.max_upstream_frame_bytes",
+                *max_upstream_frame_bytes == new.limits.max_upstream_frame_bytes,
             ),
             (
                 "limits.header_timeout",

@@ -250,9 +250,13 @@ fn signal_config(settings: &Settings) -> Result<signal::SignalConfig, Fault> {
         .parse()
         .map_err(|error: String| Fault::internal(What::Config, error))?;
     let limits = &settings.limits;
+    // To LiveKit on the same host a byte costs less than to compress it, here and there.
+    let host = settings.upstream.host.as_str();
+    let beside = host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
     Ok(signal::SignalConfig {
         listen: settings.listen,
         upstream,
+        compress: !beside,
         tls: settings.tls.as_ref().map(|tls| signal::TlsFiles {
             cert: tls.cert.clone(),
             key: tls.key.clone(),
@@ -261,6 +265,7 @@ fn signal_config(settings: &Settings) -> Result<signal::SignalConfig, Fault> {
             max_header_bytes: limits.max_header_bytes,
             max_query_bytes: limits.max_query_bytes,
             max_frame_bytes: limits.max_frame_bytes,
+            max_upstream_frame_bytes: limits.max_upstream_frame_bytes,
             header_timeout: limits.header_timeout,
             dial_timeout: limits.dial_timeout,
             idle_timeout: limits.idle_timeout,

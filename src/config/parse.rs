@@ -14,6 +14,7 @@ use auralink_proto::ladder::Rung;
 use auralink_proto::policy::{
     AudioPolicy, Mode, Policy, RecodeFor, RedPolicy, Rule, Rules, VideoCodec, VideoPolicy,
 };
+use auralink_proto::signal::MAX_FRAME;
 #[cfg(test)]
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -157,6 +158,11 @@ fn limits(section: Section<'_>, base: &Limits) -> Limits {
             "max_frame_bytes",
             bytes(64 * kib..=16 * mib),
             base.max_frame_bytes,
+        ),
+        max_upstream_frame_bytes: section.or(
+            "max_upstream_frame_bytes",
+            bytes(mib..=MAX_FRAME),
+            base.max_upstream_frame_bytes,
         ),
         header_timeout: section.or(
             "header_timeout",

@@ -261,6 +261,7 @@ fn what_only_a_restart_changes() {
         "limits: {max_header_bytes: 8KiB}",
         "limits: {max_query_bytes: 8KiB}",
         "limits: {max_frame_bytes: 64KiB}",
+        "limits: {max_upstream_frame_bytes: 1MiB}",
         "limits: {header_timeout: 1s}",
         "limits: {dial_timeout: 1s}",
         "limits: {idle_timeout: 1s}",

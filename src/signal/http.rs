@@ -28,6 +28,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::connections::{Answer, Connections, Due, Full as NoPlace, Seat, Watched};
 use super::forward::{Client, Kind, REUSE, pass};
+use super::large::Large;
 use super::path::{self, Place, Refused};
 use super::upstream::{Dialer, out_of_descriptors, provider, tune};
 use super::ws::leaving;
@@ -56,6 +57,8 @@ const DESCRIPTORS_A_CONNECTION: u64 = 2;
 const DESCRIPTORS_A_SESSION: u64 = 2;
 /// Of WHIP requests that are under way at one time to handshakes: each may hold two SDPs of 256 KiB.
 const WHIP_SHARE: usize = 4;
+/// Of the longest messages that LiveKit may send there is room for so many, of all sessions together.
+const LARGE_AT_A_TIME: usize = 2;
 
 /// A port that is taken and a configuration that is read, ready to [`serve`](super::serve).
 pub struct Bound {
@@ -64,6 +67,7 @@ pub struct Bound {
     tls: Option<TlsAcceptor>,
     pub(super) dialer: Dialer,
     limits: Limits,
+    compress: bool,
     /// Connections that there are descriptors for.
     places: usize,
 }
@@ -96,6 +100,7 @@ pub(super) async fn bind(config: SignalConfig) -> Result<Bound, Fault> {
         tls,
         dialer,
         limits: config.limits,
+        compress: config.compress,
         places,
     })
 }
@@ -177,9 +182,13 @@ pub(super) struct Shared {
     /// WHIP requests whose SDP is here; of their own, so that they take nothing from WebSockets.
     pub(super) whips: Arc<Semaphore>,
     pub(super) upgraded: Arc<Semaphore>,
+    /// For messages of LiveKit's that are longer than a client's may be.
+    pub(super) large: Arc<Large>,
     /// `auralink-` and 8 random hex digits: this process in a Via header.
     pub(super) pseudonym: String,
     pub(super) secure: bool,
+    /// The upstream is offered permessage-deflate where a client offers it.
+    pub(super) compress: bool,
     /// Held by every task that serves somebody; [`serve`] waits for the last one to go.
     pub(super) alive: mpsc::WeakSender<Infallible>,
 }
@@ -206,12 +215,20 @@ pub(super) async fn serve(
         upgraded: Arc::new(Semaphore::new(
             bound.limits.sessions.min(Semaphore::MAX_PERMITS),
         )),
+        large: Large::new(
+            bound
+                .limits
+                .max_upstream_frame_bytes
+                .saturating_mul(LARGE_AT_A_TIME),
+            bound.limits.take_timeout,
+        ),
         dialer: bound.dialer,
         limits: bound.limits,
         sessions,
         drain: drain.clone(),
         pseudonym: format!("auralink-{:08x}", u32::from_be_bytes(id)),
         secure: bound.tls.is_some(),
+        compress: bound.compress,
         alive: alive.downgrade(),
     });
     loop {

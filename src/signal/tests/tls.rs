@@ -87,6 +87,7 @@ async fn the_upstream_is_reached_over_tls_and_its_certificate_is_checked() {
             listen: "127.0.0.1:0".parse().unwrap(),
             upstream: "http://127.0.0.1:1".parse().unwrap(),
             tls: None,
+            compress: false,
             limits: Limits::default(),
         })
         .await
@@ -127,6 +128,7 @@ async fn unusable_files_and_ports_are_named() {
         listen,
         upstream: "http://127.0.0.1:1".parse().unwrap(),
         tls,
+        compress: false,
         limits: Limits::default(),
     };
     let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
