@@ -14,13 +14,14 @@ mod shown;
 pub mod signal;
 mod tasks;
 
+use crate::admin::hop::EngineStatus;
 use crate::admin::{Admin, Rooms};
 use crate::app::{App, Door};
 use crate::audit::Audit;
 use crate::config::{Live, Scheduling, Settings};
 use crate::fault::{Fault, What};
 use crate::media::{Media, MediaConfig};
-use crate::overview::Overview;
+use crate::overview::{Overview, Probed};
 use crate::signal::Drain;
 use crate::tasks::Tasks;
 use auralink_engine::{Engine, EngineConfig};
@@ -29,6 +30,17 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
+
+/// The revision of the source that this is built from: a commit; `debug` in a debug build; `unknown`.
+pub const REVISION: &str = env!("AURALINK_REVISION");
+
+/// Version and revision, as `auralink --version` says them.
+pub const VERSION: &str = concat!(
+    env!("CARGO_PKG_VERSION"),
+    " (",
+    env!("AURALINK_REVISION"),
+    ")"
+);
 
 /// How often it is looked whether the engine's watcher runs.
 const WATCHER_EVERY: std::time::Duration = std::time::Duration::from_secs(1);
@@ -117,7 +129,10 @@ pub async fn run(settings: Settings, path: &Path) -> Result<(), Fault> {
         auditing = Some(tasks.need("audit", follow));
     }
     let models = engine.clone();
-    tasks.keep("models", move || watch_models(models.clone()));
+    let wanting = live.clone();
+    tasks.keep("models", move || {
+        watch_models(models.clone(), wanting.clone())
+    });
     let (reloaded, reloaded_live) = (app.clone(), live.clone());
     tasks.keep("policy", move || {
         let (app, live) = (reloaded.clone(), reloaded_live.clone());
@@ -136,7 +151,7 @@ pub async fn run(settings: Settings, path: &Path) -> Result<(), Fault> {
         engine: engine.clone(),
         started: Instant::now(),
         draining: AtomicBool::new(false),
-        upstream_answers: AtomicBool::new(false),
+        probed: Probed::new(),
         tasks: tasks.clone(),
     });
     let rooms = Rooms::new(settings.metrics.rooms);
@@ -155,20 +170,28 @@ pub async fn run(settings: Settings, path: &Path) -> Result<(), Fault> {
     tracing::info!(
         listen = %bound.local_addr(),
         upstream = %settings.upstream,
+        version = VERSION,
         workers = settings.media.workers,
         "serving"
     );
     let serving = signal::serve(bound, Arc::new(Door(app.clone())), draining);
     let serving = tasks.need("signalling", serving);
     let drained = async {
-        shutdown_signal().await?;
+        let mut signals = Signals::listen()?;
+        signals.next().await;
         let grace = live.load().session.drain_grace;
         tracing::info!(?grace, "draining: no new sessions");
         overview.draining.store(true, Ordering::Relaxed);
         drain.send_replace(Drain::Draining);
         let until = tokio::time::Instant::now() + grace;
-        while !app.cells().is_empty() && tokio::time::Instant::now() < until {
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        let gone = async {
+            while !app.cells().is_empty() && tokio::time::Instant::now() < until {
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
+        };
+        tokio::select! {
+            () = gone => {}
+            () = signals.next() => tracing::info!("told again: clients are told to leave now"),
         }
         Ok(())
     };
@@ -198,26 +221,40 @@ pub async fn run(settings: Settings, path: &Path) -> Result<(), Fault> {
     over
 }
 
-async fn shutdown_signal() -> Result<(), Fault> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let cannot = |error| Fault::internal(What::Config, "cannot listen for signals").because(error);
-    let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Self, Fault> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let cannot =
+            |error| Fault::internal(What::Config, "cannot listen for signals").because(error);
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).map_err(cannot)?,
+            interrupt: signal(SignalKind::interrupt()).map_err(cannot)?,
+        })
     }
-    Ok(())
+
+    /// Returns when one of them comes.
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 /// Models that come, go or change are noticed while calls run.
-async fn watch_models(engine: Arc<Engine>) {
+async fn watch_models(engine: Arc<Engine>, live: Arc<Live>) {
     let mut every = tokio::time::interval(MODELS_EVERY);
     let mut known: Vec<String> = Vec::new();
     loop {
         every.tick().await;
         engine.reload();
-        let problems = engine.status().problems;
+        let problems = EngineStatus::of(&engine, live.load().rules.want_models()).problems;
         if problems != known {
             for problem in problems.iter().filter(|problem| !known.contains(problem)) {
                 tracing::warn!(problem, "engine");

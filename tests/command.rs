@@ -8,7 +8,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 fn auralink(args: &[&str]) -> Output {
@@ -45,9 +45,12 @@ fn check(text: &str, more: &[&str]) -> (i32, String, String) {
 #[test]
 fn version_help_and_wrong_arguments() {
     let (code, out, err) = said(&auralink(&["--version"]));
-    assert_eq!(
-        (code, out.as_str(), err.as_str()),
-        (0, concat!("auralink ", env!("CARGO_PKG_VERSION"), "\n"), "")
+    assert_eq!((code, err.as_str()), (0, ""));
+    assert_eq!(out, format!("auralink {}\n", auralink::VERSION));
+    let named = concat!("auralink ", env!("CARGO_PKG_VERSION"), " (");
+    assert!(
+        out.starts_with(named) && out.len() > named.len() + 2,
+        "{out}"
     );
     let (code, out, _) = said(&auralink(&["--help"]));
     assert_eq!(code, 0);
@@ -265,9 +268,11 @@ struct Sidecar {
     _dir: tempfile::TempDir,
 }
 
-/// Answers HTTP as LiveKit does to who knocks; gone when dropped.
+/// Answers HTTP as LiveKit does to who knocks, and takes WebSockets; gone when dropped.
 struct Upstream {
     at: SocketAddr,
+    /// The status that it answers with.
+    says: Arc<AtomicU16>,
     stop: Arc<AtomicBool>,
     answering: Option<std::thread::JoinHandle<()>>,
 }
@@ -279,21 +284,33 @@ impl Upstream {
         let at = listener.local_addr().unwrap();
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
+        let says = Arc::new(AtomicU16::new(200));
+        let said = says.clone();
         let answering = std::thread::spawn(move || {
             for stream in listener.incoming() {
                 if stopped.load(Ordering::SeqCst) {
                     return;
                 }
                 let mut stream = stream.unwrap();
-                let mut request = [0; 1024];
-                if stream.read(&mut request).is_ok_and(|len| len > 0) {
-                    // Who has the status line may hang up.
-                    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nOK");
+                let mut request = [0; 8192];
+                let len = stream.read(&mut request).unwrap_or(0);
+                let text = String::from_utf8_lossy(&request[..len]).to_ascii_lowercase();
+                // Who has the status line may hang up.
+                if text.contains("upgrade: websocket") {
+                    let _ = stream.write_all(
+                        b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+                    );
+                    std::thread::spawn(move || std::io::copy(&mut stream, &mut std::io::sink()));
+                } else if len > 0 {
+                    let status = said.load(Ordering::SeqCst);
+                    let answer = format!("HTTP/1.1 {status} So\r\nContent-Length: 2\r\n\r\nOK");
+                    let _ = stream.write_all(answer.as_bytes());
                 }
             }
         });
         Self {
             at,
+            says,
             stop,
             answering: Some(answering),
         }
@@ -445,15 +462,99 @@ fn a_running_sidecar_reloads_tells_of_it_and_drains() {
     );
 
     sidecar.signal("-TERM");
-    let end = Instant::now() + Duration::from_secs(20);
-    let status = loop {
-        if let Some(status) = sidecar.child.try_wait().unwrap() {
-            break status;
+    assert_eq!(ended(&mut sidecar.child), Some(0));
+}
+
+/// Waits for the process to end by itself; its exit code.
+fn ended(child: &mut std::process::Child) -> Option<i32> {
+    let end = Instant::now() + Duration::from_secs(30);
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status.code();
         }
-        assert!(Instant::now() < end, "no session, and yet no end");
+        assert!(Instant::now() < end, "it does not end");
         std::thread::sleep(Duration::from_millis(50));
-    };
-    assert_eq!(status.code(), Some(0));
+    }
+}
+
+#[test]
+fn a_second_signal_ends_the_drain() {
+    use base64::Engine as _;
+    use std::io::{Read, Write};
+    let part = |json: &str| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(json);
+    let claims = r#"{"iss":"key","sub":"ann","video":{"roomJoin":true,"room":"drained"}}"#;
+    let token = format!("{}.{}.c2ln", part(r#"{"alg":"HS256"}"#), part(claims));
+    for second in ["-TERM", "-INT"] {
+        let upstream = Upstream::start();
+        let mut sidecar = Sidecar::start(upstream.at, "session: { drain_grace: 1h }\n");
+        sidecar.wait_for("/readyz", "\"ready\":true");
+        let listen = sidecar.fixed.lines().next().unwrap();
+        let mut client = TcpStream::connect(listen.strip_prefix("listen: ").unwrap()).unwrap();
+        write!(
+            client,
+            "GET /rtc?access_token={token} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        )
+        .unwrap();
+        sidecar.wait_for("/status.json", "\"room\":\"drained\"");
+        sidecar.signal("-TERM");
+        sidecar.wait_for("/readyz", "\"draining\":true");
+        std::thread::sleep(Duration::from_secs(1));
+        let waits = sidecar.child.try_wait().unwrap();
+        assert_eq!(waits, None, "there is a session");
+        sidecar.signal(second);
+        assert_eq!(ended(&mut sidecar.child), Some(0), "{second}");
+        let mut said = Vec::new();
+        client.read_to_end(&mut said).unwrap();
+        let text = String::from_utf8_lossy(&said);
+        assert!(text.starts_with("HTTP/1.1 101"), "{text}");
+        let close = [0x03, 0xe9];
+        assert!(
+            said.windows(2).any(|two| two == close),
+            "the client is told with 1001: {said:?}"
+        );
+    }
+}
+
+#[test]
+fn a_sidecar_whose_livekit_says_that_it_is_not_well_is_not_ready() {
+    let upstream = Upstream::start();
+    let sidecar = Sidecar::start(upstream.at, "");
+    sidecar.wait_for("/readyz", "\"ready\":true");
+    sidecar.wait_for("/metrics", "auralink_upstream_up 1");
+    // LiveKit's `Not Ready`.
+    upstream.says.store(406, Ordering::SeqCst);
+    let ready = sidecar.wait_for("/readyz", "\"ready\":false");
+    assert!(ready.starts_with("HTTP/1.1 503"), "{ready}");
+    assert!(ready.contains("says 406: LiveKit itself"), "{ready}");
+    let metrics = sidecar.wait_for("/metrics", "auralink_upstream_up 0");
+    for part in [
+        "auralink_upstream_probes_total{result=\"up\"} ",
+        "auralink_upstream_probes_total{result=\"unhealthy\"} ",
+        "auralink_upstream_probe_seconds_count ",
+        "auralink_upstream_last_success_timestamp_seconds 1",
+        "auralink_build_info{version=\"",
+        ",revision=\"",
+        "process_cpu_seconds_total ",
+        "process_open_fds ",
+    ] {
+        assert!(metrics.contains(part), "{part} is not in\n{metrics}");
+    }
+    upstream.says.store(200, Ordering::SeqCst);
+    sidecar.wait_for("/readyz", "\"ready\":true");
+}
+
+/// Models that nobody wants are not missing.
+#[test]
+fn a_lean_sidecar_without_models_does_not_warn() {
+    let upstream = Upstream::start();
+    let sidecar = Sidecar::start(upstream.at, "defaults: { mode: lean }\n");
+    sidecar.wait_for("/readyz", "{\"name\":\"engine\",\"state\":\"ok\"}");
+    sidecar.wait_for("/metrics", "auralink_engine_complete 1");
+    sidecar.write("defaults: { mode: lean }\nrooms: [{match: a, mode: neural}]\n");
+    let ready = sidecar.wait_for("/readyz", "\"name\":\"engine\",\"state\":\"warning\"");
+    assert!(ready.contains("no ONNX Runtime is configured"), "{ready}");
+    sidecar.wait_for("/metrics", "auralink_engine_complete 0");
 }
 
 #[test]

@@ -34,7 +34,7 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use crate::fault::Fault;
 
 pub use http::Bound;
-pub use upstream::Upstream;
+pub use upstream::{Prober, Upstream};
 
 /// What the listener needs to know.
 #[derive(Debug, Clone)]
