@@ -106,8 +106,13 @@ impl fmt::Display for Upstream {
 /// Addresses and ports of the media path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Media {
-    /// `media.ip`: advertised to clients and to LiveKit; at least one, none twice.
+    /// `media.ip`: advertised to clients and to LiveKit; none twice. At least one, but with `use_external_ip` where the key is left
+    /// out: then it is the one that leads to the STUN servers.
     pub ips: Vec<IpAddr>,
+    /// `media.use_external_ip`: clients are told the address that STUN servers see in place of an IPv4 address of `ips`.
+    pub use_external_ip: bool,
+    /// `media.stun_servers`: `host:port`; at least one with `use_external_ip`.
+    pub stun_servers: Vec<String>,
     /// `media.udp_port`: of the first worker; worker n has `udp_port + n`.
     pub udp_port: u16,
     /// `media.tcp_port`: passive ICE-TCP (RFC 6544); none: not offered.
@@ -238,6 +243,8 @@ impl Default for Settings {
             },
             media: Media {
                 ips: vec![Ipv4Addr::LOCALHOST.into()],
+                use_external_ip: false,
+                stun_servers: Vec::new(),
                 udp_port: 7982,
                 tcp_port: None,
                 workers: cores.min(MAX_WORKERS),
@@ -414,6 +421,8 @@ impl Settings {
         } = self;
         let Media {
             ips,
+            use_external_ip,
+            stun_servers,
             udp_port,
             tcp_port,
             workers,
@@ -454,6 +463,14 @@ impl Settings {
             ("tls", *tls == new.tls),
             ("upstream", *upstream == new.upstream),
             ("media.ip", *ips == new.media.ips),
+            (
+                "media.use_external_ip",
+                *use_external_ip == new.media.use_external_ip,
+            ),
+            (
+                "media.stun_servers",
+                *stun_servers == new.media.stun_servers,
+            ),
             ("media.udp_port", *udp_port == new.media.udp_port),
             ("media.tcp_port", *tcp_port == new.media.tcp_port),
             ("media.workers", *workers == new.media.workers),

@@ -20,12 +20,14 @@ use crate::app::{App, Door};
 use crate::audit::Audit;
 use crate::config::{Live, Scheduling, Settings};
 use crate::fault::{Fault, What};
+use crate::media::external::{self, Proof};
 use crate::media::{Media, MediaConfig};
 use crate::overview::{Overview, Probed};
 use crate::signal::Drain;
 use crate::tasks::Tasks;
 use auralink_engine::{Engine, EngineConfig};
 use auralink_proto::dtls::Identity;
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -72,9 +74,11 @@ pub async fn run(settings: Settings, path: &Path) -> Result<(), Fault> {
         .map(Arc::new)
         .map_err(|error| Fault::internal(What::Config, error.to_string()))?;
     let (events, events_from_media) = tokio::sync::mpsc::unbounded_channel();
+    let (ips, external) = addresses(&settings).await?;
     let media = Media::start(
         MediaConfig {
-            ips: settings.media.ips.clone(),
+            ips,
+            external,
             udp_port: settings.media.udp_port,
             tcp_port: settings.media.tcp_port,
             workers: settings.media.workers,
@@ -221,6 +225,49 @@ pub async fn run(settings: Settings, path: &Path) -> Result<(), Fault> {
     over
 }
 
+/// Addresses that media is bound to, and how clients are told of those that a NAT maps.
+async fn addresses(settings: &Settings) -> Result<(Vec<IpAddr>, Vec<(IpAddr, IpAddr)>), Fault> {
+    let media = settings.media.clone();
+    if !media.use_external_ip {
+        return Ok((media.ips, Vec::new()));
+    }
+    let asking = tokio::task::spawn_blocking(move || {
+        external::discover(&media.ips, media.udp_port, &media.stun_servers)
+    });
+    let found = match asking.await {
+        Ok(found) => found.map_err(|error| Fault::internal(What::Config, error.to_string()))?,
+        Err(error) => return Err(Fault::internal(What::Defect, error.to_string())),
+    };
+    for external::Mapping {
+        local,
+        external,
+        proof,
+    } in &found
+    {
+        tracing::info!(%local, %external, "the external address that clients are told");
+        match proof {
+            Proof::Same | Proof::Arrived => {}
+            Proof::Untold => tracing::warn!(
+                %external,
+                "what is sent to the external address from here does not come back: if clients can't connect, see that UDP from \
+                 media.udp_port on (and media.tcp_port) is forwarded to this host"
+            ),
+            Proof::OtherPort(port) => tracing::warn!(
+                %external,
+                port,
+                ours = settings.media.udp_port,
+                "the NAT maps our port to another: clients can connect only if UDP from media.udp_port on (and media.tcp_port) is \
+                 forwarded to this host by the same numbers"
+            ),
+        }
+    }
+    let mapped = found.iter().map(|found| (found.local, found.external));
+    Ok((
+        found.iter().map(|found| found.local).collect(),
+        mapped.collect(),
+    ))
+}
+
 /// SIGTERM and SIGINT.
 struct Signals {
     terminate: tokio::signal::unix::Signal,
@@ -289,7 +336,7 @@ fn signal_config(settings: &Settings) -> Result<signal::SignalConfig, Fault> {
     let limits = &settings.limits;
     // To LiveKit on the same host a byte costs less than to compress it, here and there.
     let host = settings.upstream.host.as_str();
-    let beside = host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    let beside = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
     Ok(signal::SignalConfig {
         listen: settings.listen,
         upstream,

@@ -87,7 +87,7 @@ fn check_says_every_mistake_with_its_place() {
     assert_eq!(
         lines,
         [
-            "a.yaml:3:3: error: media.udp_prot: unknown key (did you mean `udp_port`?); allowed here: ip, udp_port, tcp_port, workers, scheduling",
+            "a.yaml:3:3: error: media.udp_prot: unknown key (did you mean `udp_port`?); allowed here: ip, use_external_ip, stun_servers, udp_port, tcp_port, workers, scheduling",
             "a.yaml:5:12: error: rooms[0].match: \"[\": '[' is not allowed in a pattern (`*` matches any run of characters and `?` any one; there are no classes, alternatives or escapes)",
             "a.yaml:6:11: error: rooms[0].mode: `auto` comes with a later version; allowed now: off, lean, neural",
         ]
@@ -555,6 +555,85 @@ fn a_lean_sidecar_without_models_does_not_warn() {
     let ready = sidecar.wait_for("/readyz", "\"name\":\"engine\",\"state\":\"warning\"");
     assert!(ready.contains("no ONNX Runtime is configured"), "{ready}");
     sidecar.wait_for("/metrics", "auralink_engine_complete 0");
+}
+
+/// The address that a STUN server sees is told, and no start without one.
+#[test]
+fn an_external_address_is_asked_for() {
+    use std::io::Read;
+    let stun = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let at = stun.local_addr().unwrap();
+    let answering = std::thread::spawn(move || {
+        let mut request = [0; 1500];
+        // One process asks, and then none for as long as this test runs.
+        let (len, from) = stun.recv_from(&mut request).unwrap();
+        assert_eq!((len, &request[..2]), (20, &[0, 1][..]), "a binding request");
+        let port = from.port().to_be_bytes();
+        let mut answer = vec![1, 1, 0, 12];
+        answer.extend_from_slice(&request[4..20]);
+        answer.extend_from_slice(&[0, 0x20, 0, 8, 0, 1, port[0] ^ 0x21, port[1] ^ 0x12]);
+        // 203.0.113.7 under the cookie.
+        answer.extend_from_slice(&[203 ^ 0x21, 0x12, 113 ^ 0xa4, 7 ^ 0x42]);
+        stun.send_to(&answer, from).unwrap();
+        // Silent from now on.
+        stun
+    });
+    let upstream = Upstream::start();
+    let port = || {
+        let free = UdpSocket::bind("127.0.0.1:0").unwrap();
+        free.local_addr().unwrap().port()
+    };
+    let run = |stun: SocketAddr| {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("auralink.yaml");
+        let text = format!(
+            "listen: 127.0.0.1:0\nadmin: {{ listen: 127.0.0.1:0 }}\nupstream: http://{}\n\
+             media: {{ use_external_ip: true, stun_servers: [\"{stun}\"], udp_port: {}, workers: 1 }}\n",
+            upstream.at,
+            port(),
+        );
+        fs::write(&file, text).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_auralink"))
+            .args(["--config", file.to_str().unwrap()])
+            .env_remove("RUST_LOG")
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        (child, dir)
+    };
+    let (mut child, _dir) = run(at);
+    let mut said = String::new();
+    let mut err = child.stderr.take().unwrap();
+    while !said.contains("serving") {
+        let mut some = [0; 1024];
+        let len = err.read(&mut some).unwrap();
+        assert!(len > 0, "{said}");
+        said.push_str(&String::from_utf8_lossy(&some[..len]));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(said.contains("external=203.0.113.7"), "{said}");
+    assert!(
+        said.contains("local=127.0.0.1"),
+        "by the way to the server: {said}"
+    );
+    assert!(said.contains("does not come back"), "{said}");
+
+    let _silent = answering.join().unwrap();
+    let (mut child, _dir) = run(at);
+    assert_eq!(ended(&mut child), Some(1));
+    let mut said = String::new();
+    child
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut said)
+        .unwrap();
+    assert!(
+        said.contains("media.use_external_ip: no STUN server told"),
+        "{said}"
+    );
+    assert!(said.contains(&format!("no answer from {at}")), "{said}");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use super::values::{
     address, bitrate, bytes, choice, duration, flag, folder, glob, ip, level, number, packet, path,
-    rung, upstream,
+    rung, stun_server, upstream,
 };
 use super::yaml::{self, Findings, Section};
 use super::{
@@ -105,7 +105,32 @@ fn media(section: Section<'_>, base: Media) -> Media {
         ("normal", Scheduling::Normal),
         ("realtime", Scheduling::Realtime),
     ];
-    let ips = section.one_or_more("ip", ip).unwrap_or(base.ips);
+    let given_ips = section.one_or_more("ip", ip);
+    let use_external_ip = section.or("use_external_ip", flag, base.use_external_ip);
+    let stun_servers = section
+        .one_or_more("stun_servers", stun_server)
+        .unwrap_or(base.stun_servers);
+    let there = |key| section.found.given().contains_key(key);
+    match (use_external_ip, there("media.stun_servers")) {
+        (true, false) => {
+            let key = "media.use_external_ip";
+            let message = "needs media.stun_servers: who is to be asked for the external address";
+            section.found.problem(section.found.id(key), key, message);
+        }
+        (false, true) => {
+            let key = "media.stun_servers";
+            let message = "has no effect without media.use_external_ip";
+            section.found.warning(section.found.id(key), key, message);
+        }
+        _ => {}
+    }
+    // Left out, it is the address that leads to the STUN servers.
+    let fallback = if use_external_ip {
+        Vec::new()
+    } else {
+        base.ips
+    };
+    let ips = given_ips.unwrap_or(fallback);
     let twice = ips
         .iter()
         .enumerate()
@@ -122,6 +147,8 @@ fn media(section: Section<'_>, base: Media) -> Media {
     }
     let media = Media {
         ips,
+        use_external_ip,
+        stun_servers,
         udp_port: section.or("udp_port", number(1..=u16::MAX), base.udp_port),
         tcp_port: section.optional("tcp_port", number(1..=u16::MAX)),
         workers: section.or("workers", number(1..=MAX_WORKERS), base.workers),
