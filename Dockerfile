@@ -8,6 +8,9 @@ WORKDIR /src
 # rust-toolchain.toml asks for rustfmt and clippy too, which a build doesn't need.
 ENV RUSTUP_TOOLCHAIN=1.95.0
 COPY . .
+# The image's context has no repository: docker build --build-arg REVISION=$(git rev-parse --short=12 HEAD)
+ARG REVISION=unknown
+ENV AURALINK_REVISION=$REVISION
 RUN cargo build --release --locked --bin auralink
 
 FROM debian:bookworm-slim

@@ -98,6 +98,13 @@ impl Cell {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// LiveKit's name of the participant, once it has said it.
+    pub(crate) fn participant_sid(&self) -> Option<String> {
+        let inner = self.lock();
+        let sid = &inner.session.facts().participant_sid;
+        (!sid.is_empty()).then(|| sid.clone())
+    }
+
     /// For the status page: client SDK number and version, whether signalling is open.
     pub(crate) fn facts(&self) -> (i32, String, bool) {
         let inner = self.lock();

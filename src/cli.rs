@@ -16,7 +16,7 @@ const CONTROL_THREADS: usize = 2;
 
 /// A media proxy in front of an unmodified LiveKit server that saves bandwidth.
 #[derive(Parser)]
-#[command(version, max_term_width = 100)]
+#[command(version = auralink::VERSION, max_term_width = 100)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 #[command(
     after_help = "Exit codes: 0 done, 1 failed while running, 2 wrong arguments or configuration; warnings leave it at 0.\n\

@@ -110,8 +110,13 @@ impl fmt::Display for Upstream {
 /// Addresses and ports of the media path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Media {
-    /// `media.ip`: advertised to clients and to LiveKit; at least one, none twice.
+    /// `media.ip`: advertised to clients and to LiveKit; none twice. At least one, but with `use_external_ip` where the key is left
+    /// out: then it is the one that leads to the STUN servers.
     pub ips: Vec<IpAddr>,
+    /// `media.use_external_ip`: clients are told the address that STUN servers see in place of an IPv4 address of `ips`.
+    pub use_external_ip: bool,
+    /// `media.stun_servers`: `host:port`; at least one with `use_external_ip`.
+    pub stun_servers: Vec<String>,
     /// `media.udp_port`: of the first worker; worker n has `udp_port + n`.
     pub udp_port: u16,
     /// `media.tcp_port`: passive ICE-TCP (RFC 6544); none: not offered.
@@ -146,8 +151,10 @@ pub struct Limits {
     /// `limits.max_query_bytes`: the query, at most [`MAX_QUERY`]; LiveKit clients send a whole SDP in
     /// it.
     pub max_query_bytes: usize,
-    /// `limits.max_frame_bytes`: one WebSocket message, from either side.
+    /// `limits.max_frame_bytes`: one WebSocket message from a client.
     pub max_frame_bytes: usize,
+    /// `limits.max_upstream_frame_bytes`: one from LiveKit, at most [`MAX_FRAME`](auralink_proto::signal::MAX_FRAME).
+    pub max_upstream_frame_bytes: usize,
     /// `limits.header_timeout`: until a request's headers must be complete, and between two parts of its body.
     pub header_timeout: Duration,
     /// `limits.keep_alive_timeout`: how long a connection may rest between two requests.
@@ -240,6 +247,8 @@ impl Default for Settings {
             },
             media: Media {
                 ips: vec![Ipv4Addr::LOCALHOST.into()],
+                use_external_ip: false,
+                stun_servers: Vec::new(),
                 udp_port: 7982,
                 tcp_port: None,
                 workers: cores.min(MAX_WORKERS),
@@ -252,6 +261,7 @@ impl Default for Settings {
                 max_header_bytes: 64 << 10,
                 max_query_bytes: MAX_QUERY,
                 max_frame_bytes: 1 << 20,
+                max_upstream_frame_bytes: auralink_proto::signal::MAX_FRAME,
                 header_timeout: Duration::from_secs(10),
                 keep_alive_timeout: Duration::from_secs(75),
                 dial_timeout: Duration::from_secs(5),
@@ -417,6 +427,8 @@ impl Settings {
         } = self;
         let Media {
             ips,
+            use_external_ip,
+            stun_servers,
             udp_port,
             tcp_port,
             workers,
@@ -439,6 +451,14 @@ impl Settings {
             ("tls", tls.is_some() == new.tls.is_some()),
             ("upstream", *upstream == new.upstream),
             ("media.ip", *ips == new.media.ips),
+            (
+                "media.use_external_ip",
+                *use_external_ip == new.media.use_external_ip,
+            ),
+            (
+                "media.stun_servers",
+                *stun_servers == new.media.stun_servers,
+            ),
             ("media.udp_port", *udp_port == new.media.udp_port),
             ("media.tcp_port", *tcp_port == new.media.tcp_port),
             ("media.workers", *workers == new.media.workers),

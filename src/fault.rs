@@ -54,7 +54,7 @@ pub enum What {
     QueryTooLarge,
     /// Header fields over `max_header_bytes`.
     HeadersTooLarge,
-    /// A WebSocket message over `max_frame_bytes`.
+    /// A WebSocket message over `max_frame_bytes`, or of LiveKit's over `max_upstream_frame_bytes`.
     TooLarge,
     /// Too many handshakes or sessions at this moment.
     Busy,

@@ -16,21 +16,35 @@ pub mod surroundings;
 mod tasks;
 pub mod tls;
 
+use crate::admin::hop::EngineStatus;
 use crate::admin::{Admin, Rooms};
 use crate::app::{App, Door};
 use crate::audit::Audit;
 use crate::config::{Live, Loaded, Scheduling, Settings};
 use crate::fault::{Fault, What};
+use crate::media::external::{self, Proof};
 use crate::media::{Media, MediaConfig};
-use crate::overview::Overview;
+use crate::overview::{Overview, Probed};
 use crate::signal::Drain;
 use crate::tasks::Tasks;
 use auralink_engine::{Engine, EngineConfig};
 use auralink_proto::dtls::Identity;
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
+
+/// The revision of the source that this is built from: a commit; `debug` in a debug build; `unknown`.
+pub const REVISION: &str = env!("AURALINK_REVISION");
+
+/// Version and revision, as `auralink --version` says them.
+pub const VERSION: &str = concat!(
+    env!("CARGO_PKG_VERSION"),
+    " (",
+    env!("AURALINK_REVISION"),
+    ")"
+);
 
 /// How often it is looked whether the engine's watcher runs.
 const WATCHER_EVERY: std::time::Duration = std::time::Duration::from_secs(1);
@@ -63,9 +77,11 @@ pub async fn run(loaded: Loaded, path: &Path) -> Result<(), Fault> {
         .map(Arc::new)
         .map_err(|error| Fault::internal(What::Config, error.to_string()))?;
     let (events, events_from_media) = tokio::sync::mpsc::unbounded_channel();
+    let (ips, external) = addresses(&settings).await?;
     let media = Media::start(
         MediaConfig {
-            ips: settings.media.ips.clone(),
+            ips,
+            external,
             udp_port: settings.media.udp_port,
             tcp_port: settings.media.tcp_port,
             workers: settings.media.workers,
@@ -120,7 +136,10 @@ pub async fn run(loaded: Loaded, path: &Path) -> Result<(), Fault> {
         auditing = Some(tasks.need("audit", follow));
     }
     let models = engine.clone();
-    tasks.keep("models", move || watch_models(models.clone()));
+    let wanting = live.clone();
+    tasks.keep("models", move || {
+        watch_models(models.clone(), wanting.clone())
+    });
     let follower = Follower {
         app: app.clone(),
         live: live.clone(),
@@ -135,7 +154,7 @@ pub async fn run(loaded: Loaded, path: &Path) -> Result<(), Fault> {
         engine: engine.clone(),
         started: Instant::now(),
         draining: AtomicBool::new(false),
-        upstream_answers: AtomicBool::new(false),
+        probed: Probed::new(),
         tasks: tasks.clone(),
     });
     let rooms = Rooms::new(settings.metrics.rooms);
@@ -154,20 +173,28 @@ pub async fn run(loaded: Loaded, path: &Path) -> Result<(), Fault> {
     tracing::info!(
         listen = %bound.local_addr(),
         upstream = %settings.upstream,
+        version = VERSION,
         workers = settings.media.workers,
         "serving"
     );
     let serving = signal::serve(bound, Arc::new(Door(app.clone())), draining);
     let serving = tasks.need("signalling", serving);
     let drained = async {
-        shutdown_signal().await?;
+        let mut signals = Signals::listen()?;
+        signals.next().await;
         let grace = live.load().session.drain_grace;
         tracing::info!(?grace, "draining: no new sessions");
         overview.draining.store(true, Ordering::Relaxed);
         drain.send_replace(Drain::Draining);
         let until = tokio::time::Instant::now() + grace;
-        while !app.cells().is_empty() && tokio::time::Instant::now() < until {
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        let gone = async {
+            while !app.cells().is_empty() && tokio::time::Instant::now() < until {
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
+        };
+        tokio::select! {
+            () = gone => {}
+            () = signals.next() => tracing::info!("told again: clients are told to leave now"),
         }
         Ok(())
     };
@@ -197,16 +224,73 @@ pub async fn run(loaded: Loaded, path: &Path) -> Result<(), Fault> {
     over
 }
 
-async fn shutdown_signal() -> Result<(), Fault> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let cannot = |error| Fault::internal(What::Config, "cannot listen for signals").because(error);
-    let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// Addresses that media is bound to, and how clients are told of those that a NAT maps.
+async fn addresses(settings: &Settings) -> Result<(Vec<IpAddr>, Vec<(IpAddr, IpAddr)>), Fault> {
+    let media = settings.media.clone();
+    if !media.use_external_ip {
+        return Ok((media.ips, Vec::new()));
     }
-    Ok(())
+    let asking = tokio::task::spawn_blocking(move || {
+        external::discover(&media.ips, media.udp_port, &media.stun_servers)
+    });
+    let found = match asking.await {
+        Ok(found) => found.map_err(|error| Fault::internal(What::Config, error.to_string()))?,
+        Err(error) => return Err(Fault::internal(What::Defect, error.to_string())),
+    };
+    for external::Mapping {
+        local,
+        external,
+        proof,
+    } in &found
+    {
+        tracing::info!(%local, %external, "the external address that clients are told");
+        match proof {
+            Proof::Same | Proof::Arrived => {}
+            Proof::Untold => tracing::warn!(
+                %external,
+                "what is sent to the external address from here does not come back: if clients can't connect, see that UDP from \
+                 media.udp_port on (and media.tcp_port) is forwarded to this host"
+            ),
+            Proof::OtherPort(port) => tracing::warn!(
+                %external,
+                port,
+                ours = settings.media.udp_port,
+                "the NAT maps our port to another: clients can connect only if UDP from media.udp_port on (and media.tcp_port) is \
+                 forwarded to this host by the same numbers"
+            ),
+        }
+    }
+    let mapped = found.iter().map(|found| (found.local, found.external));
+    Ok((
+        found.iter().map(|found| found.local).collect(),
+        mapped.collect(),
+    ))
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Self, Fault> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let cannot =
+            |error| Fault::internal(What::Config, "cannot listen for signals").because(error);
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).map_err(cannot)?,
+            interrupt: signal(SignalKind::interrupt()).map_err(cannot)?,
+        })
+    }
+
+    /// Returns when one of them comes.
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 /// What a reload changes while calls run.
@@ -249,13 +333,13 @@ impl Follower {
 }
 
 /// Models that come, go or change are noticed while calls run.
-async fn watch_models(engine: Arc<Engine>) {
+async fn watch_models(engine: Arc<Engine>, live: Arc<Live>) {
     let mut every = tokio::time::interval(MODELS_EVERY);
     let mut known: Vec<String> = Vec::new();
     loop {
         every.tick().await;
         engine.reload();
-        let problems = engine.status().problems;
+        let problems = EngineStatus::of(&engine, live.load().rules.want_models()).problems;
         if problems != known {
             for problem in problems.iter().filter(|problem| !known.contains(problem)) {
                 tracing::warn!(problem, "engine");
@@ -287,9 +371,13 @@ fn signal_config(settings: &Settings, live: &Live) -> Result<signal::SignalConfi
         .to_string()
         .parse()
         .map_err(|error: String| Fault::internal(What::Config, error))?;
+    // To LiveKit on the same host a byte costs less than to compress it, here and there.
+    let host = settings.upstream.host.as_str();
+    let beside = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
     Ok(signal::SignalConfig {
         listen: settings.listen,
         upstream,
+        compress: !beside,
         tls: live.material().certificate.clone(),
         limits: limits(settings),
     })
@@ -301,6 +389,7 @@ fn limits(settings: &Settings) -> signal::Limits {
         max_header_bytes: limits.max_header_bytes,
         max_query_bytes: limits.max_query_bytes,
         max_frame_bytes: limits.max_frame_bytes,
+        max_upstream_frame_bytes: limits.max_upstream_frame_bytes,
         header_timeout: limits.header_timeout,
         dial_timeout: limits.dial_timeout,
         idle_timeout: limits.idle_timeout,

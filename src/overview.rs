@@ -1,6 +1,8 @@
 //! What the admin side shows of a running sidecar: sessions of the registry joined with the
 //! snapshots of the media workers.
 
+mod probe;
+
 use crate::admin::hop::{EngineStatus, HopStatus, RecodeStatus};
 use crate::admin::status::{
     Check, CheckState, LegStatus, PcStatus, Readiness, SessionStatus, Signalling, Status, Totals,
@@ -8,7 +10,7 @@ use crate::admin::status::{
 };
 use crate::admin::{RoomMeter, Rooms, StatusSource};
 use crate::app::App;
-use crate::config::{Live, Upstream};
+use crate::config::Live;
 use crate::media::{HopSnapshot, LegSnapshot, Media, SessionId, Snapshot};
 use crate::tasks::Tasks;
 use auralink_engine::Engine;
@@ -20,14 +22,11 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+
+pub(crate) use probe::Probed;
 
 /// How often rooms are metered: as often as workers publish.
 const METER_EVERY: Duration = Duration::from_secs(1);
-
-/// How often LiveKit is knocked at.
-const PROBE_EVERY: Duration = Duration::from_secs(2);
 
 /// The whole sidecar, seen from outside.
 pub(crate) struct Overview {
@@ -37,7 +36,7 @@ pub(crate) struct Overview {
     pub(crate) engine: Arc<Engine>,
     pub(crate) started: Instant,
     pub(crate) draining: AtomicBool,
-    pub(crate) upstream_answers: AtomicBool,
+    pub(crate) probed: Probed,
     pub(crate) tasks: Tasks,
 }
 
@@ -71,16 +70,8 @@ impl Overview {
         }
     }
 
-    /// Knocks at LiveKit's door, so that readiness knows of its end before a client does.
-    pub(crate) async fn probe(self: Arc<Self>) {
-        let mut every = tokio::time::interval(PROBE_EVERY);
-        loop {
-            every.tick().await;
-            let upstream = self.live.load().upstream.clone();
-            let knock = tokio::time::timeout(PROBE_EVERY, answers(&upstream)).await;
-            let answers = matches!(knock, Ok(Ok(true)));
-            self.upstream_answers.store(answers, Ordering::Relaxed);
-        }
+    fn engine_status(&self) -> EngineStatus {
+        EngineStatus::of(&self.engine, self.live.load().rules.want_models())
     }
 
     /// How the listener's certificate and the upstream's roots are, where there are any.
@@ -154,6 +145,7 @@ impl Overview {
                     id: cell.id,
                     room: cell.room().to_owned(),
                     identity_hash: cell.identity_hash.clone(),
+                    participant_sid: cell.participant_sid(),
                     mode: cell.policy.mode.name(),
                     generation: cell.policy.generation,
                     age_s: cell.opened.elapsed().as_secs(),
@@ -170,26 +162,6 @@ impl Overview {
         sessions.sort_by_key(|session| session.id);
         sessions
     }
-}
-
-/// Whether LiveKit answers. Over plain HTTP `GET` of its root has to bring a status below 500, as
-/// LiveKit gives it without a token. Over https it is enough that a connection is accepted: whether
-/// its certificate is good is found out by the first client.
-async fn answers(upstream: &Upstream) -> std::io::Result<bool> {
-    let mut stream = TcpStream::connect((upstream.host.as_str(), upstream.port)).await?;
-    if upstream.https {
-        return Ok(true);
-    }
-    let request = format!(
-        "GET {}/ HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n",
-        upstream.base_path,
-        upstream.authority()
-    );
-    stream.write_all(request.as_bytes()).await?;
-    // `HTTP/1.1 200`: RFC 9112 section 4.
-    let mut status_line = [0; 12];
-    stream.read_exact(&mut status_line).await?;
-    Ok(status_line.starts_with(b"HTTP/1.") && matches!(status_line[9], b'1'..=b'4'))
 }
 
 fn hop(hop: &HopSnapshot) -> Option<HopStatus> {
@@ -279,6 +251,7 @@ impl StatusSource for Overview {
         let reload = self.live.state();
         Status {
             version: env!("CARGO_PKG_VERSION"),
+            revision: crate::REVISION,
             uptime_s: self.started.elapsed().as_secs(),
             generation: reload.generation,
             draining: self.draining.load(Ordering::Relaxed),
@@ -296,7 +269,7 @@ impl StatusSource for Overview {
                 })
                 .collect(),
             sessions: self.sessions(&snapshots),
-            engine: EngineStatus::of(&self.engine),
+            engine: self.engine_status(),
             totals: totals(&self.app, &snapshots),
         }
     }
@@ -309,7 +282,7 @@ impl StatusSource for Overview {
                 CheckState::Failed
             }
         };
-        let answers = self.upstream_answers.load(Ordering::Relaxed);
+        let upstream = self.probed.down();
         let dead = self.media.alive().iter().position(|alive| !alive);
         let alive = dead.is_none();
         let failed = self.live.state().failed;
@@ -318,12 +291,8 @@ impl StatusSource for Overview {
             checks: vec![
                 Check {
                     name: "upstream",
-                    state: state(answers),
-                    detail: if answers {
-                        String::new()
-                    } else {
-                        format!("{} does not answer", self.live.load().upstream)
-                    },
+                    state: state(upstream.is_none()),
+                    detail: upstream.unwrap_or_default(),
                 },
                 Check {
                     name: "workers",
@@ -344,7 +313,7 @@ impl StatusSource for Overview {
                         format!("last reload failed: {problems}")
                     }),
                 },
-                EngineStatus::of(&self.engine).check(),
+                self.engine_status().check(),
             ]
             .into_iter()
             .chain(self.tls_check())
@@ -373,46 +342,5 @@ impl From<&Traffic> for crate::admin::rooms::RoomBytes {
             wire: traffic.bytes,
             native: traffic.bytes_native,
         }
-    }
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    /// Whether a server that says `reply` counts as one that answers; none: it accepts and hangs.
-    async fn probed(https: bool, reply: Option<&'static str>) -> bool {
-        let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let upstream = Upstream {
-            https,
-            host: "127.0.0.1".into(),
-            port: server.local_addr().unwrap().port(),
-            base_path: "/base".into(),
-        };
-        let serving = tokio::spawn(async move {
-            let (mut stream, _) = server.accept().await.unwrap();
-            let Some(reply) = reply else {
-                return std::future::pending().await;
-            };
-            let mut request = [0; 1024];
-            let len = stream.read(&mut request).await.unwrap();
-            assert!(request[..len].starts_with(b"GET /base/ HTTP/1.1\r\nHost: 127.0.0.1:"));
-            stream.write_all(reply.as_bytes()).await.unwrap();
-        });
-        let knock = tokio::time::timeout(Duration::from_millis(300), answers(&upstream)).await;
-        serving.abort();
-        matches!(knock, Ok(Ok(true)))
-    }
-
-    #[tokio::test]
-    async fn a_server_that_accepts_and_hangs_does_not_answer() {
-        assert!(probed(false, Some("HTTP/1.1 200 OK\r\n\r\nOK")).await);
-        assert!(probed(false, Some("HTTP/1.1 404 Not Found\r\n\r\n")).await);
-        assert!(!probed(false, Some("HTTP/1.1 502 Bad Gateway\r\n\r\n")).await);
-        assert!(!probed(false, Some("SSH-2.0-OpenSSH_9.6\r\n")).await);
-        assert!(!probed(false, Some("")).await);
-        assert!(!probed(false, None).await);
-        assert!(probed(true, None).await, "https: it accepts");
     }
 }

@@ -8,7 +8,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 fn auralink(args: &[&str]) -> Output {
@@ -53,9 +53,12 @@ fn but_descriptors(said: &str) -> String {
 #[test]
 fn version_help_and_wrong_arguments() {
     let (code, out, err) = said(&auralink(&["--version"]));
-    assert_eq!(
-        (code, out.as_str(), err.as_str()),
-        (0, concat!("auralink ", env!("CARGO_PKG_VERSION"), "\n"), "")
+    assert_eq!((code, err.as_str()), (0, ""));
+    assert_eq!(out, format!("auralink {}\n", auralink::VERSION));
+    let named = concat!("auralink ", env!("CARGO_PKG_VERSION"), " (");
+    assert!(
+        out.starts_with(named) && out.len() > named.len() + 2,
+        "{out}"
     );
     let (code, out, _) = said(&auralink(&["--help"]));
     assert_eq!(code, 0);
@@ -92,7 +95,7 @@ fn check_says_every_mistake_with_its_place() {
     assert_eq!(
         lines,
         [
-            "a.yaml:3:3: error: media.udp_prot: unknown key (did you mean `udp_port`?); allowed here: ip, udp_port, tcp_port, workers, scheduling",
+            "a.yaml:3:3: error: media.udp_prot: unknown key (did you mean `udp_port`?); allowed here: ip, use_external_ip, stun_servers, udp_port, tcp_port, workers, scheduling",
             "a.yaml:5:12: error: rooms[0].match: \"[\": '[' is not allowed in a pattern (`*` matches any run of characters and `?` any one; there are no classes, alternatives or escapes)",
             "a.yaml:6:11: error: rooms[0].mode: `auto` comes with a later version; allowed now: off, lean, neural",
         ]
@@ -387,9 +390,11 @@ struct Sidecar {
     _dir: tempfile::TempDir,
 }
 
-/// Answers HTTP as LiveKit does to who knocks; gone when dropped.
+/// Answers HTTP as LiveKit does to who knocks, and takes WebSockets; gone when dropped.
 struct Upstream {
     at: SocketAddr,
+    /// The status that it answers with.
+    says: Arc<AtomicU16>,
     stop: Arc<AtomicBool>,
     answering: Option<std::thread::JoinHandle<()>>,
 }
@@ -401,21 +406,33 @@ impl Upstream {
         let at = listener.local_addr().unwrap();
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
+        let says = Arc::new(AtomicU16::new(200));
+        let said = says.clone();
         let answering = std::thread::spawn(move || {
             for stream in listener.incoming() {
                 if stopped.load(Ordering::SeqCst) {
                     return;
                 }
                 let mut stream = stream.unwrap();
-                let mut request = [0; 1024];
-                if stream.read(&mut request).is_ok_and(|len| len > 0) {
-                    // Who has the status line may hang up.
-                    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nOK");
+                let mut request = [0; 8192];
+                let len = stream.read(&mut request).unwrap_or(0);
+                let text = String::from_utf8_lossy(&request[..len]).to_ascii_lowercase();
+                // Who has the status line may hang up.
+                if text.contains("upgrade: websocket") {
+                    let _ = stream.write_all(
+                        b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+                    );
+                    std::thread::spawn(move || std::io::copy(&mut stream, &mut std::io::sink()));
+                } else if len > 0 {
+                    let status = said.load(Ordering::SeqCst);
+                    let answer = format!("HTTP/1.1 {status} So\r\nContent-Length: 2\r\n\r\nOK");
+                    let _ = stream.write_all(answer.as_bytes());
                 }
             }
         });
         Self {
             at,
+            says,
             stop,
             answering: Some(answering),
         }
@@ -593,15 +610,178 @@ fn a_running_sidecar_reloads_tells_of_it_and_drains() {
     );
 
     sidecar.signal("-TERM");
-    let end = Instant::now() + Duration::from_secs(20);
-    let status = loop {
-        if let Some(status) = sidecar.child.try_wait().unwrap() {
-            break status;
+    assert_eq!(ended(&mut sidecar.child), Some(0));
+}
+
+/// Waits for the process to end by itself; its exit code.
+fn ended(child: &mut std::process::Child) -> Option<i32> {
+    let end = Instant::now() + Duration::from_secs(30);
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status.code();
         }
-        assert!(Instant::now() < end, "no session, and yet no end");
+        assert!(Instant::now() < end, "it does not end");
         std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn a_second_signal_ends_the_drain() {
+    use base64::Engine as _;
+    use std::io::{Read, Write};
+    let part = |json: &str| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(json);
+    let claims = r#"{"iss":"key","sub":"ann","video":{"roomJoin":true,"room":"drained"}}"#;
+    let token = format!("{}.{}.c2ln", part(r#"{"alg":"HS256"}"#), part(claims));
+    for second in ["-TERM", "-INT"] {
+        let upstream = Upstream::start();
+        let mut sidecar = Sidecar::start(upstream.at, "session: { drain_grace: 1h }\n");
+        sidecar.wait_for("/readyz", "\"ready\":true");
+        let listen = sidecar.fixed.lines().next().unwrap();
+        let mut client = TcpStream::connect(listen.strip_prefix("listen: ").unwrap()).unwrap();
+        write!(
+            client,
+            "GET /rtc?access_token={token} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        )
+        .unwrap();
+        sidecar.wait_for("/status.json", "\"room\":\"drained\"");
+        sidecar.signal("-TERM");
+        sidecar.wait_for("/readyz", "\"draining\":true");
+        std::thread::sleep(Duration::from_secs(1));
+        let waits = sidecar.child.try_wait().unwrap();
+        assert_eq!(waits, None, "there is a session");
+        sidecar.signal(second);
+        assert_eq!(ended(&mut sidecar.child), Some(0), "{second}");
+        let mut said = Vec::new();
+        client.read_to_end(&mut said).unwrap();
+        let text = String::from_utf8_lossy(&said);
+        assert!(text.starts_with("HTTP/1.1 101"), "{text}");
+        let close = [0x03, 0xe9];
+        assert!(
+            said.windows(2).any(|two| two == close),
+            "the client is told with 1001: {said:?}"
+        );
+    }
+}
+
+#[test]
+fn a_sidecar_whose_livekit_says_that_it_is_not_well_is_not_ready() {
+    let upstream = Upstream::start();
+    let sidecar = Sidecar::start(upstream.at, "");
+    sidecar.wait_for("/readyz", "\"ready\":true");
+    sidecar.wait_for("/metrics", "auralink_upstream_up 1");
+    // LiveKit's `Not Ready`.
+    upstream.says.store(406, Ordering::SeqCst);
+    let ready = sidecar.wait_for("/readyz", "\"ready\":false");
+    assert!(ready.starts_with("HTTP/1.1 503"), "{ready}");
+    assert!(ready.contains("says 406: LiveKit itself"), "{ready}");
+    let metrics = sidecar.wait_for("/metrics", "auralink_upstream_up 0");
+    for part in [
+        "auralink_upstream_probes_total{result=\"up\"} ",
+        "auralink_upstream_probes_total{result=\"unhealthy\"} ",
+        "auralink_upstream_probe_seconds_count ",
+        "auralink_upstream_last_success_timestamp_seconds 1",
+        "auralink_build_info{version=\"",
+        ",revision=\"",
+        "process_cpu_seconds_total ",
+        "process_open_fds ",
+    ] {
+        assert!(metrics.contains(part), "{part} is not in\n{metrics}");
+    }
+    upstream.says.store(200, Ordering::SeqCst);
+    sidecar.wait_for("/readyz", "\"ready\":true");
+}
+
+/// Models that nobody wants are not missing.
+#[test]
+fn a_lean_sidecar_without_models_does_not_warn() {
+    let upstream = Upstream::start();
+    let sidecar = Sidecar::start(upstream.at, "defaults: { mode: lean }\n");
+    sidecar.wait_for("/readyz", "{\"name\":\"engine\",\"state\":\"ok\"}");
+    sidecar.wait_for("/metrics", "auralink_engine_complete 1");
+    sidecar.write("defaults: { mode: lean }\nrooms: [{match: a, mode: neural}]\n");
+    let ready = sidecar.wait_for("/readyz", "\"name\":\"engine\",\"state\":\"warning\"");
+    assert!(ready.contains("no ONNX Runtime is configured"), "{ready}");
+    sidecar.wait_for("/metrics", "auralink_engine_complete 0");
+}
+
+/// The address that a STUN server sees is told, and no start without one.
+#[test]
+fn an_external_address_is_asked_for() {
+    use std::io::Read;
+    let stun = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let at = stun.local_addr().unwrap();
+    let answering = std::thread::spawn(move || {
+        let mut request = [0; 1500];
+        // One process asks, and then none for as long as this test runs.
+        let (len, from) = stun.recv_from(&mut request).unwrap();
+        assert_eq!((len, &request[..2]), (20, &[0, 1][..]), "a binding request");
+        let port = from.port().to_be_bytes();
+        let mut answer = vec![1, 1, 0, 12];
+        answer.extend_from_slice(&request[4..20]);
+        answer.extend_from_slice(&[0, 0x20, 0, 8, 0, 1, port[0] ^ 0x21, port[1] ^ 0x12]);
+        // 203.0.113.7 under the cookie.
+        answer.extend_from_slice(&[203 ^ 0x21, 0x12, 113 ^ 0xa4, 7 ^ 0x42]);
+        stun.send_to(&answer, from).unwrap();
+        // Silent from now on.
+        stun
+    });
+    let upstream = Upstream::start();
+    let port = || {
+        let free = UdpSocket::bind("127.0.0.1:0").unwrap();
+        free.local_addr().unwrap().port()
     };
-    assert_eq!(status.code(), Some(0));
+    let run = |stun: SocketAddr| {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("auralink.yaml");
+        let text = format!(
+            "listen: 127.0.0.1:0\nadmin: {{ listen: 127.0.0.1:0 }}\nupstream: http://{}\n\
+             media: {{ use_external_ip: true, stun_servers: [\"{stun}\"], udp_port: {}, workers: 1 }}\n",
+            upstream.at,
+            port(),
+        );
+        fs::write(&file, text).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_auralink"))
+            .args(["--config", file.to_str().unwrap()])
+            .env_remove("RUST_LOG")
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        (child, dir)
+    };
+    let (mut child, _dir) = run(at);
+    let mut said = String::new();
+    let mut err = child.stderr.take().unwrap();
+    while !said.contains("serving") {
+        let mut some = [0; 1024];
+        let len = err.read(&mut some).unwrap();
+        assert!(len > 0, "{said}");
+        said.push_str(&String::from_utf8_lossy(&some[..len]));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(said.contains("external=203.0.113.7"), "{said}");
+    assert!(
+        said.contains("local=127.0.0.1"),
+        "by the way to the server: {said}"
+    );
+    assert!(said.contains("does not come back"), "{said}");
+
+    let _silent = answering.join().unwrap();
+    let (mut child, _dir) = run(at);
+    assert_eq!(ended(&mut child), Some(1));
+    let mut said = String::new();
+    child
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut said)
+        .unwrap();
+    assert!(
+        said.contains("media.use_external_ip: no STUN server told"),
+        "{said}"
+    );
+    assert!(said.contains(&format!("no answer from {at}")), "{said}");
 }
 
 /// A warning of `--check` stands once in the log of a start, as a line of the log.

@@ -81,6 +81,7 @@ fn listener() -> (SocketAddr, tokio::runtime::Runtime) {
         listen: "127.0.0.1:0".parse().unwrap(),
         upstream: "http://127.0.0.1:9".parse().unwrap(),
         tls: None,
+        compress: false,
         limits,
     };
     let bound = runtime.block_on(bind(config)).unwrap();

@@ -1,8 +1,9 @@
 //! WebSocket frames of strangers: what is read depends on the bytes and not on where they were cut, memory on what came and not on
-//! what a header claims, and what is read can be written and read again.
+//! what a header claims, and what is read can be written and read again. Where permessage-deflate was agreed on (the second bit of the
+//! first byte), what comes out is bounded as what came in is.
 #![cfg_attr(fuzzing, no_main)]
 
-use auralink::signal::fuzz::{frames, written};
+use auralink::signal::fuzz::{deflated_frames, frames, written};
 use auralink_fuzz::fuzz_target;
 
 /// Longest message, bytes.
@@ -12,13 +13,18 @@ fuzz_target!(|data: &[u8]| {
     let [from_client, cuts, rest @ ..] = data else {
         return;
     };
+    let deflates = from_client & 2 == 2;
     let from_client = from_client & 1 == 1;
+    let read = |bytes: &[u8], pieces: &[usize]| match deflates {
+        true => deflated_frames(bytes, pieces, from_client, MOST),
+        false => frames(bytes, pieces, from_client, MOST),
+    };
     let (cuts, bytes) = rest.split_at(usize::from(*cuts).min(rest.len()));
     let pieces: Vec<usize> = cuts.iter().map(|n| usize::from(*n)).collect();
-    let whole = frames(bytes, &[], from_client, MOST);
-    let cut = frames(bytes, &pieces, from_client, MOST);
+    let whole = read(bytes, &[]);
+    let cut = read(bytes, &pieces);
     assert_eq!((&whole.messages, &whole.end), (&cut.messages, &cut.end));
-    let single = frames(bytes, &vec![1; bytes.len()], from_client, MOST);
+    let single = read(bytes, &vec![1; bytes.len()]);
     assert_eq!(
         (&whole.messages, &whole.end),
         (&single.messages, &single.end)

@@ -101,7 +101,7 @@ impl HopStatus {
 pub struct EngineStatus {
     /// Rungs that can be used now.
     pub rungs: Vec<String>,
-    /// Everything that is configured is there and works.
+    /// Everything that is configured, and all that a room's rule wants, is there and works.
     pub complete: bool,
     /// What is wrong and what to do.
     pub problems: Vec<String>,
@@ -123,10 +123,17 @@ pub struct EngineStatus {
 const BREAKERS: [&str; 7] = ["L1", "L2", "L3", "L4", "L5", "L6", "all"];
 
 impl EngineStatus {
-    /// As it is now.
+    /// As it is now. Where nothing is configured that models need, and no rule `wants` any, nothing is missing.
     #[must_use]
-    pub fn of(engine: &Engine) -> Self {
-        let status = engine.status();
+    pub fn of(engine: &Engine, wants: bool) -> Self {
+        let mut status = engine.status();
+        if !wants {
+            let unconfigured = &status.unconfigured;
+            status
+                .problems
+                .retain(|problem| !unconfigured.contains(problem));
+            status.complete = status.problems.is_empty();
+        }
         let counters = engine.counters();
         Self {
             rungs: status.rungs.iter().map(|rung| rung.to_string()).collect(),

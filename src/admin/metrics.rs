@@ -68,7 +68,7 @@ macro_rules! table {
 }
 
 table! {
-    BUILD_INFO = Kind::Gauge, "auralink_build_info", [("version", "of the program")],
+    BUILD_INFO = Kind::Gauge, "auralink_build_info", [("version", "of the program"), ("revision", "of its source, or debug")],
         "Always 1.";
     UPTIME = Kind::Gauge, "auralink_uptime_seconds", [],
         "Seconds since the process started.";
@@ -105,6 +105,16 @@ table! {
     FAULTS = Kind::Counter, "auralink_faults_total",
         [("side", "client, upstream, internal"), ("what", "as in src/fault.rs")],
         "Requests and sessions that were ended by a fault, by whose it was.";
+
+    UPSTREAM_UP = Kind::Gauge, "auralink_upstream_up", [],
+        "1 while LiveKit answered the last probe (every 2 s) as one that takes sessions.";
+    UPSTREAM_PROBES = Kind::Counter, "auralink_upstream_probes_total",
+        [("result", "up, unhealthy (406), error (5xx), unreachable, timeout")],
+        "Probes of LiveKit, by what came of them.";
+    UPSTREAM_PROBE = Kind::Histogram(SECONDS), "auralink_upstream_probe_seconds", [],
+        "Seconds from a probe's beginning to LiveKit's answer, whatever it was; the connection included.";
+    UPSTREAM_LAST = Kind::Gauge, "auralink_upstream_last_success_timestamp_seconds", [],
+        "When LiveKit was up last, in seconds since 1970.";
 
     SESSIONS = Kind::Gauge, "auralink_sessions", [MODE],
         "Live sessions.";
@@ -158,7 +168,7 @@ table! {
     RECODE_SAVED = Kind::Counter, "auralink_recode_saved_bytes_total", [],
         "Bytes that packets coded anew became shorter.";
     ENGINE_COMPLETE = Kind::Gauge, "auralink_engine_complete", [],
-        "1 while every codec that is configured is there and works.";
+        "1 while every codec that is configured, and all models that a room's rule wants, are there and work.";
     ENGINE_RUNG = Kind::Gauge, "auralink_engine_rung_usable", [("rung", "L1 to L6")],
         "1 while the rung can be coded: loaded, and no circuit breaker open.";
     ENGINE_JOBS = Kind::Counter, "auralink_engine_jobs_total",
@@ -186,6 +196,21 @@ table! {
         "Bytes on the wire of a room's participants, IP and UDP headers included.";
     ROOM_NATIVE_BYTES = Kind::Counter, "auralink_room_native_bytes_total", [("room", "its name, or other"), DIRECTION],
         "Bytes that would have been on it without the sidecar.";
+
+    PROCESS_CPU = Kind::Counter, "process_cpu_seconds_total", [],
+        "Seconds of CPU time, user and system, of all threads.";
+    PROCESS_RESIDENT = Kind::Gauge, "process_resident_memory_bytes", [],
+        "Bytes of memory that are resident.";
+    PROCESS_VIRTUAL = Kind::Gauge, "process_virtual_memory_bytes", [],
+        "Bytes of address space.";
+    PROCESS_FDS = Kind::Gauge, "process_open_fds", [],
+        "File descriptors that are open.";
+    PROCESS_MAX_FDS = Kind::Gauge, "process_max_fds", [],
+        "File descriptors that may be open at a time.";
+    PROCESS_THREADS = Kind::Gauge, "process_threads", [],
+        "Threads.";
+    PROCESS_START = Kind::Gauge, "process_start_time_seconds", [],
+        "When the process started, in seconds since 1970.";
 }
 
 fn builder() -> Result<PrometheusBuilder, BuildError> {
@@ -208,7 +233,8 @@ fn builder() -> Result<PrometheusBuilder, BuildError> {
 pub fn install() -> Result<PrometheusHandle, BuildError> {
     let handle = builder()?.install_recorder()?;
     describe();
-    gauge!(BUILD_INFO.name, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    gauge!(BUILD_INFO.name, "version" => env!("CARGO_PKG_VERSION"), "revision" => crate::REVISION)
+        .set(1.0);
     Ok(handle)
 }
 
@@ -352,7 +378,13 @@ pub(super) mod tests {
         let names: BTreeSet<_> = ALL.iter().map(|m| m.name).collect();
         assert_eq!(names.len(), ALL.len(), "a name twice");
         for m in ALL {
-            assert!(m.name.starts_with("auralink_"), "{}", m.name);
+            // Prometheus' own names for what every process has.
+            let known = ["auralink_", "process_"];
+            assert!(
+                known.iter().any(|start| m.name.starts_with(start)),
+                "{}",
+                m.name
+            );
             assert_eq!(
                 m.kind == Kind::Counter,
                 m.name.ends_with("_total"),

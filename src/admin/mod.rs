@@ -7,6 +7,7 @@
 
 pub mod hop;
 pub mod metrics;
+mod process;
 pub mod rooms;
 pub mod status;
 
@@ -233,15 +234,29 @@ async fn connection(stream: TcpStream, desk: Desk) {
 
 type Reply = Response<Full<Bytes>>;
 
+/// Methods that are answered. HAProxy checks health with OPTIONS unless it is told otherwise.
+const METHODS: &str = "GET, HEAD, OPTIONS";
+
 async fn respond(desk: &Desk, method: &Method, path: &str) -> Reply {
+    let mut reply = match *method {
+        Method::GET | Method::HEAD => return page(desk, path).await,
+        // As HEAD is, so that a check of /readyz with it says what a check has to say.
+        Method::OPTIONS => {
+            let mut reply = page(desk, path).await;
+            *reply.body_mut() = Full::default();
+            reply.headers_mut().remove(header::CONTENT_TYPE);
+            reply
+        }
+        _ => text(StatusCode::METHOD_NOT_ALLOWED, format!("only {METHODS}\n")),
+    };
+    reply
+        .headers_mut()
+        .insert(header::ALLOW, HeaderValue::from_static(METHODS));
+    reply
+}
+
+async fn page(desk: &Desk, path: &str) -> Reply {
     let admin = &desk.admin;
-    if method != Method::GET && method != Method::HEAD {
-        let mut reply = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
-        reply
-            .headers_mut()
-            .insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
-        return reply;
-    }
     match path {
         "/healthz" => text(StatusCode::OK, "ok\n"),
         "/readyz" => {
@@ -263,6 +278,7 @@ async fn respond(desk: &Desk, method: &Method, path: &str) -> Reply {
             metrics::publish(&status);
             let mut body = admin.metrics.render();
             admin.rooms.render(&mut body);
+            process::render(&mut body);
             let mut reply = text(StatusCode::OK, body);
             let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
             reply.headers_mut().insert(header::CONTENT_TYPE, kind);
@@ -272,7 +288,7 @@ async fn respond(desk: &Desk, method: &Method, path: &str) -> Reply {
             Some(status) => json(StatusCode::OK, &status),
             None => unanswered(),
         },
-        "/" | "/status" => page(),
+        "/" | "/status" => status_page(),
         _ => text(
             StatusCode::NOT_FOUND,
             "there are /healthz /readyz /metrics /status.json and /status\n",
@@ -316,7 +332,7 @@ fn json<T: Serialize>(status: StatusCode, body: &T) -> Reply {
     }
 }
 
-fn page() -> Reply {
+fn status_page() -> Reply {
     let mut reply = text(StatusCode::OK, include_str!("status.html"));
     let headers = reply.headers_mut();
     headers.insert(

@@ -14,6 +14,8 @@ use std::net::IpAddr;
 pub struct Status {
     /// Of this program.
     pub version: &'static str,
+    /// Of its source.
+    pub revision: &'static str,
     /// Since the process started.
     pub uptime_s: u64,
     /// Of the configuration in force.
@@ -58,6 +60,8 @@ pub struct SessionStatus {
     pub room: String,
     /// 12 hex digits of a hash of the identity, salted anew in each process.
     pub identity_hash: String,
+    /// LiveKit's name of the participant, `PA_…`, which stands in its own log and API; none: it hasn't said it yet.
+    pub participant_sid: Option<String>,
     /// `off`, `lean` or `neural`.
     pub mode: &'static str,
     /// Of the configuration that its policy is from.

@@ -120,7 +120,7 @@ async fn every_page() {
     )
     .await;
     assert!(
-        post.starts_with("HTTP/1.1 405") && post.contains("allow: GET, HEAD"),
+        post.starts_with("HTTP/1.1 405") && post.contains("allow: GET, HEAD, OPTIONS"),
         "{post}"
     );
     let head = ask(
@@ -147,6 +147,18 @@ async fn every_page() {
     );
     source.0.lock().unwrap().checks = vec![check(CheckState::Failed, "")];
     assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 503"));
+    // HAProxy's own check, as it is sent where nothing is said of it; and one that asks for readiness.
+    for (request, status) in [
+        ("OPTIONS / HTTP/1.0\r\n\r\n", "HTTP/1.0 200"),
+        ("OPTIONS /healthz HTTP/1.0\r\n\r\n", "HTTP/1.0 200"),
+        ("OPTIONS /readyz HTTP/1.0\r\n\r\n", "HTTP/1.0 503"),
+        ("OPTIONS /nowhere HTTP/1.0\r\n\r\n", "HTTP/1.0 404"),
+    ] {
+        let options = ask(address, request).await;
+        assert!(options.starts_with(status), "{request}: {options}");
+        assert!(options.contains("allow: GET, HEAD, OPTIONS"), "{options}");
+        assert!(options.ends_with("\r\n\r\n"), "no body: {options}");
+    }
     *source.0.lock().unwrap() = Readiness {
         draining: true,
         checks: vec![],
@@ -182,6 +194,11 @@ async fn every_page() {
         );
     }
     assert!(metrics.contains("text/plain; version=0.0.4"), "{metrics}");
+    let resident = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix("process_resident_memory_bytes "))
+        .and_then(|bytes| bytes.parse::<f64>().ok());
+    assert!(resident.is_some_and(|bytes| bytes > 1e6), "{metrics}");
 
     let page = get(address, "/").await;
     assert!(

@@ -2,6 +2,7 @@
 
 use super::{App, Cell, LEFT_GRACE, whip};
 use crate::fault::{Fault, What};
+use crate::shown::Shown;
 use crate::signal::{
     self, By, Closed, Frame, Opened, Opening, Permit, Sessions, SignalSession, Verdict, Whip,
     WhipMessage,
@@ -205,6 +206,7 @@ impl Signal {
             .by_sid
             .insert(sid.clone(), self.cell.clone());
         self.app.supersede(&self.cell);
+        tracing::debug!(session = self.cell.id, sid = %Shown(&sid), "participant");
         self.sid = sid;
         Ok(())
     }

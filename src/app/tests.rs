@@ -16,6 +16,7 @@ pub(super) fn app() -> Arc<App> {
     let (events, from_media) = tokio::sync::mpsc::unbounded_channel();
     let config = MediaConfig {
         ips: vec!["127.0.0.1".parse().unwrap()],
+        external: Vec::new(),
         udp_port: 0,
         tcp_port: None,
         workers: 1,

@@ -4,7 +4,7 @@ use super::addresses::contradictions;
 use super::reach::Reach;
 use super::values::{
     address, bitrate, bytes, choice, duration, flag, folder, glob, ip, level, number, packet, path,
-    rung, upstream,
+    rung, stun_server, upstream,
 };
 use super::yaml::{self, Findings, Section};
 use super::{
@@ -16,6 +16,7 @@ use auralink_proto::ladder::Rung;
 use auralink_proto::policy::{
     AudioPolicy, Mode, Policy, RecodeFor, RedPolicy, Rule, Rules, VideoCodec, VideoPolicy,
 };
+use auralink_proto::signal::MAX_FRAME;
 #[cfg(test)]
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -108,7 +109,32 @@ fn media(section: Section<'_>, base: Media) -> Media {
         ("normal", Scheduling::Normal),
         ("realtime", Scheduling::Realtime),
     ];
-    let ips = section.one_or_more("ip", ip).unwrap_or(base.ips);
+    let given_ips = section.one_or_more("ip", ip);
+    let use_external_ip = section.or("use_external_ip", flag, base.use_external_ip);
+    let stun_servers = section
+        .one_or_more("stun_servers", stun_server)
+        .unwrap_or(base.stun_servers);
+    let there = |key| section.found.given().contains_key(key);
+    match (use_external_ip, there("media.stun_servers")) {
+        (true, false) => {
+            let key = "media.use_external_ip";
+            let message = "needs media.stun_servers: who is to be asked for the external address";
+            section.found.problem(section.found.id(key), key, message);
+        }
+        (false, true) => {
+            let key = "media.stun_servers";
+            let message = "has no effect without media.use_external_ip";
+            section.found.warning(section.found.id(key), key, message);
+        }
+        _ => {}
+    }
+    // Left out, it is the address that leads to the STUN servers.
+    let fallback = if use_external_ip {
+        Vec::new()
+    } else {
+        base.ips
+    };
+    let ips = given_ips.unwrap_or(fallback);
     let twice = ips
         .iter()
         .enumerate()
@@ -125,6 +151,8 @@ fn media(section: Section<'_>, base: Media) -> Media {
     }
     let media = Media {
         ips,
+        use_external_ip,
+        stun_servers,
         udp_port: section.or("udp_port", number(1..=u16::MAX), base.udp_port),
         tcp_port: section.optional("tcp_port", number(1..=u16::MAX)),
         workers: section.or("workers", number(1..=MAX_WORKERS), base.workers),
@@ -161,6 +189,11 @@ fn limits(section: Section<'_>, base: &Limits) -> Limits {
             "max_frame_bytes",
             bytes(64 * kib..=16 * mib),
             base.max_frame_bytes,
+        ),
+        max_upstream_frame_bytes: section.or(
+            "max_upstream_frame_bytes",
+            bytes(mib..=MAX_FRAME),
+            base.max_upstream_frame_bytes,
         ),
         header_timeout: section.or(
             "header_timeout",

@@ -257,6 +257,7 @@ fn what_only_a_restart_changes() {
         "media: {ip: 127.0.0.2}",
         "media: {udp_port: 1}",
         "media: {tcp_port: 1}",
+        "media: {stun_servers: a}",
         "admin: {listen: 127.0.0.1:2}",
         "media: {scheduling: realtime}",
         "log: {format: json}",
@@ -281,6 +282,14 @@ fn what_only_a_restart_changes() {
         base.restart_only(&parse(&format!("media: {{workers: {workers}}}"))),
         ["media.workers"]
     );
+    let external = "media: {use_external_ip: true, stun_servers: [a, 'stun:192.0.2.1:5000']}";
+    let external = parse(external);
+    assert_eq!(
+        base.restart_only(&external),
+        ["media.ip", "media.use_external_ip", "media.stun_servers"]
+    );
+    assert_eq!(external.media.ips, [] as [IpAddr; 0]);
+    assert_eq!(external.media.stun_servers, ["a:3478", "192.0.2.1:5000"]);
     for (text, part) in [
         ("defaults: {mode: lean}", "defaults"),
         ("rooms: [{match: a}]", "rooms"),
@@ -332,7 +341,8 @@ fn what_only_a_restart_changes() {
             "tls.",
         ];
         let live = reloadable.iter().any(|r| key.starts_with(r));
-        let fixed = restart.contains(key.as_str()) || key == "media.workers";
+        let others = ["media.workers", "media.use_external_ip"];
+        let fixed = restart.contains(key.as_str()) || others.contains(&key.as_str());
         assert!(live != fixed, "{key}");
     }
 }

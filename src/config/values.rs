@@ -225,6 +225,26 @@ pub(super) fn ip(node: &Node) -> Parsed<IpAddr> {
     Ok(ip)
 }
 
+/// A STUN server, with its port: 3478 where none is given (RFC 8489 section 7).
+pub(super) fn stun_server(node: &Node) -> Parsed<String> {
+    let what = "a STUN server like stun.example.com:3478 or 203.0.113.7";
+    let given = text(node, what)?;
+    let wrong = |why: &str| format!("{} is not {what}: {why}", node.shown());
+    let server = given.strip_prefix("stun:").unwrap_or(given);
+    if given.starts_with("stuns:") || given.starts_with("turn") {
+        return Err(wrong("only STUN over UDP is spoken"));
+    }
+    let (host, port) = server.split_once(':').unwrap_or((server, "3478"));
+    let sane = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    if host.is_empty() || host.len() > 253 || !host.chars().all(sane) {
+        return Err(wrong("the host is neither a name nor an IPv4 address"));
+    }
+    match port.parse::<u16>() {
+        Ok(1..) => Ok(format!("{host}:{port}")),
+        _ => Err(wrong("the port must be from 1 to 65535")),
+    }
+}
+
 /// A file's name.
 pub(super) fn path(node: &Node) -> Parsed<PathBuf> {
     let path = text(node, "a file's name")?;

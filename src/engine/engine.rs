@@ -90,6 +90,8 @@ pub struct Status {
     pub complete: bool,
     /// What is wrong and what to do, a line each; empty when `complete`.
     pub problems: Vec<String>,
+    /// No models and no runtime are configured, and what can't be done without them: among `problems` too.
+    pub unconfigured: Vec<String>,
     /// Names and sha256 of the manifests in use: the codec's, the voice detector's.
     pub bundles: Vec<(String, String)>,
     /// The sha256 of the codec's manifest, where it is loaded.
@@ -238,6 +240,14 @@ impl Engine {
     pub fn status(&self) -> Status {
         let report = lock(&self.shared.report).clone();
         let threads_up = self.shared.threads_up();
+        let config = &self.shared.config;
+        let bare = config.runtime.is_none() && config.lyra.is_none() && config.vad.is_none();
+        // Where nothing is configured, that is all there can be to report of models.
+        let unconfigured = if bare {
+            report.problems.clone()
+        } else {
+            Vec::new()
+        };
         let mut problems = report.problems;
         let missing = self.shared.config.threads - threads_up;
         if missing > 0 {
@@ -265,6 +275,7 @@ impl Engine {
             decodable: self.decodable(),
             complete: problems.is_empty(),
             problems,
+            unconfigured,
             bundles: report.bundles,
             codec: report.codec,
             threads_up,

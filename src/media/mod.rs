@@ -5,6 +5,7 @@
 //! [`Snapshot`] a second; nothing is shared on the way of a packet.
 
 mod arrivals;
+pub mod external;
 mod load;
 mod mailbox;
 mod mtu;
@@ -40,6 +41,8 @@ use std::time::Duration;
 pub struct MediaConfig {
     /// Addresses advertised to clients and to LiveKit; every server leg has a socket on each.
     pub ips: Vec<IpAddr>,
+    /// How clients are told of those that a NAT maps, local and external; of the others as they are.
+    pub external: Vec<(IpAddr, IpAddr)>,
     /// First client-side UDP port; worker `n` has this one plus `n`. 0: the system chooses each.
     pub udp_port: u16,
     /// Passive ICE-TCP.
@@ -350,12 +353,17 @@ impl Media {
     #[must_use]
     pub fn client_candidates(&self, worker: usize) -> Vec<HostCandidate> {
         let udp = self.workers.get(worker).map_or(&[][..], |w| &w.udp);
+        let told = |addr: &SocketAddr| {
+            let mut external = self.config.external.iter();
+            let external = external.find(|(local, _)| *local == addr.ip());
+            SocketAddr::new(external.map_or(addr.ip(), |(_, ip)| *ip), addr.port())
+        };
         let udp = udp.iter().map(|addr| HostCandidate {
-            addr: *addr,
+            addr: told(addr),
             tcp: false,
         });
         let tcp = self.tcp.iter().map(|(addr, _)| HostCandidate {
-            addr: *addr,
+            addr: told(addr),
             tcp: true,
         });
         udp.chain(tcp).collect()

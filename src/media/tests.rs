@@ -37,6 +37,7 @@ fn started(workers: usize, tcp_port: Option<u16>) -> (Media, UnboundedReceiver<M
     let (sender, events) = tokio::sync::mpsc::unbounded_channel();
     let config = MediaConfig {
         ips: vec![IpAddr::V4(Ipv4Addr::LOCALHOST)],
+        external: Vec::new(),
         udp_port: 0,
         tcp_port,
         workers,
@@ -285,4 +286,34 @@ async fn a_flood_of_empty_frames_is_spread_over_turns_and_a_bad_one_ends_it() {
         is_over(&mut stream.try_clone().unwrap())
     });
     assert_eq!(media.alive(), [true]);
+}
+
+/// Behind a NAT: what is bound stays local, and LiveKit, which may be on this side of it, is told of that.
+#[tokio::test]
+async fn clients_are_told_the_external_address_and_livekit_the_local_one() {
+    let (sender, _events) = tokio::sync::mpsc::unbounded_channel();
+    let (local, external) = (IpAddr::V4(Ipv4Addr::LOCALHOST), [203, 0, 113, 7].into());
+    let config = MediaConfig {
+        ips: vec![local],
+        external: vec![([192, 0, 2, 1].into(), local), (local, external)],
+        udp_port: 0,
+        tcp_port: Some(0),
+        workers: 1,
+        realtime: false,
+        consent_timeout: Duration::from_secs(30),
+    };
+    let engine = Arc::new(Engine::start(EngineConfig::default()).unwrap());
+    let media = Media::start(config, &Identity::generate().unwrap(), engine, sender).unwrap();
+    let told = media.client_candidates(0);
+    assert_eq!(told.len(), 2);
+    for candidate in &told {
+        assert_eq!(candidate.addr.ip(), external);
+        assert_ne!(candidate.addr.port(), 0);
+    }
+    let udp = told.iter().find(|candidate| !candidate.tcp).unwrap();
+    assert!(
+        UdpSocket::bind((local, udp.addr.port())).is_err(),
+        "the port is taken at the local address"
+    );
+    assert_eq!(media.bind_server_leg().unwrap()[0].0.ip(), local);
 }

@@ -3,6 +3,7 @@
 
 pub mod aic;
 pub mod asked;
+pub mod binding;
 pub mod coding;
 pub mod description;
 pub mod dtls;

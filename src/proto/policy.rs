@@ -200,6 +200,13 @@ impl Policy {
             mode => self.rung.unwrap_or(mode.rung()),
         }
     }
+
+    /// Whether it wants what only models can do: a neural rung, or the voice detector, without which nothing is coded below L4.
+    #[must_use]
+    pub fn wants_models(&self) -> bool {
+        let wants = |rung: Rung| rung != Rung::NATIVE && rung < Rung::L4;
+        self.mode != Mode::Off && (wants(self.rung()) || wants(self.audio.recode))
+    }
 }
 
 /// Why a glob is not one.
@@ -390,6 +397,16 @@ impl Rules {
         &self.rules
     }
 
+    /// Whether anybody may get what wants models ([`Policy::wants_models`]).
+    #[must_use]
+    pub fn want_models(&self) -> bool {
+        // A rule that stands behind one for everyone is reported when the file is read.
+        let rules = self.rules.iter().map(|rule| &rule.policy);
+        rules
+            .chain([&self.defaults])
+            .any(|policy| policy.wants_models())
+    }
+
     /// What the participant gets: the first rule that is for it, or the defaults.
     #[must_use]
     pub fn resolve(&self, room: &str, identity: &str, api_key: &str) -> Policy {
@@ -555,6 +572,39 @@ mod tests {
             }
             (Some(p), Some(n)) => (*p == '?' || p == n) && naive(&pattern[1..], &name[1..]),
             _ => false,
+        }
+    }
+
+    #[test]
+    fn only_neural_rungs_and_l3_want_models() {
+        let policy = |mode, rung, recode| Policy {
+            mode,
+            rung,
+            audio: AudioPolicy {
+                recode,
+                ..AudioPolicy::default()
+            },
+            ..Policy::default()
+        };
+        for (wants, policy) in [
+            (false, policy(Mode::Off, Some(Rung::L2), Rung::L3)),
+            (false, policy(Mode::Lean, None, Rung::NATIVE)),
+            (false, policy(Mode::Lean, None, Rung::L4)),
+            (true, policy(Mode::Lean, None, Rung::L3)),
+            (true, policy(Mode::Lean, Some(Rung::L1), Rung::NATIVE)),
+            (true, policy(Mode::Neural, None, Rung::NATIVE)),
+            (false, policy(Mode::Neural, Some(Rung::L4), Rung::NATIVE)),
+        ] {
+            assert_eq!(policy.wants_models(), wants, "{policy:?}");
+            assert_eq!(Rules::new(policy, Vec::new(), 1).want_models(), wants);
+            let rule = Rule {
+                rooms: vec![Glob::any()],
+                identities: Vec::new(),
+                api_keys: Vec::new(),
+                policy,
+            };
+            let rules = Rules::new(Policy::default(), vec![rule], 1);
+            assert_eq!(rules.want_models(), wants);
         }
     }
 

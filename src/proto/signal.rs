@@ -29,9 +29,11 @@ pub use message::{
 use editor::Editor;
 use message::{ACTIONS, Message, REASONS};
 
-/// Longest frame that is read, in bytes. LiveKit sets no limit; a JoinResponse that lists a room of
-/// 3,000 participants comes to some 3 MB. The listener may set a lower one.
-pub const MAX_FRAME: usize = 16 * 1024 * 1024;
+/// Longest frame that is read, in bytes. LiveKit sets no limit. Its longest, a JoinResponse, lists everybody in the room: in one of
+/// 3,000 participants some 3 MB, and where each has all the metadata (512 KiB) and attributes (64 KiB) that LiveKit's configuration
+/// allows by default, 57.6 MiB with 100 of them. LiveKit's SDKs in Rust, Python and Node.js take no more than this either
+/// (tungstenite's `max_message_size`). The listener sets a lower one for clients.
+pub const MAX_FRAME: usize = 64 * 1024 * 1024;
 
 /// `LeaveRequest.Action`: the client ends the session.
 pub const ACTION_DISCONNECT: i32 = 0;

@@ -2,7 +2,7 @@
 //!
 //! What is changed on the way, and nothing else: hop-by-hop fields (RFC 9110 section 7.6.1), Host (the upstream's, so that name-based
 //! routers and LiveKit Cloud work; the client's goes into X-Forwarded-Host), X-Forwarded-For, X-Forwarded-Proto, Via, and on
-//! sessions the query and Sec-WebSocket-Extensions. Answers lose their hop-by-hop fields only.
+//! sessions the query and Sec-WebSocket-Extensions. Answers lose their hop-by-hop fields only, and on sessions have their own extension.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,11 +17,12 @@ use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, timeout};
 
 use super::connections::{Seat, Share, Upload};
+use super::deflate;
 use super::http::{Body, Held, Shared};
 use super::path::{self, Place};
 use super::upstream::Conn;
 use super::whip::{self, Route};
-use super::ws::{Guard, pump, splice};
+use super::ws::{Guard, Terms, pump, splice};
 use super::{By, Drain, Opening, Permit, Quota, WS_OPEN};
 use crate::fault::{Fault, What, note};
 
@@ -153,10 +154,16 @@ pub(super) async fn pass(
         _ => (None, None),
     };
     let id = guard.as_ref().map(Guard::id).unwrap_or_default();
+    let client_deflates = guard.is_some() && deflate::offered(request.headers());
+    let compress = client_deflates && shared.compress;
     let path = request.uri().path().to_owned();
     let sent = async {
         let upgrade = (kind != Kind::Plain).then(|| hyper::upgrade::on(&mut request));
         rewrite(&mut request, kind, query.as_deref(), client.peer, shared)?;
+        if compress {
+            let h = request.headers_mut();
+            h.insert(header::SEC_WEBSOCKET_EXTENSIONS, deflate::TERMS);
+        }
         // Of an upgrade the client's end of stream is the end.
         let seat = (kind == Kind::Plain).then(|| client.seat.clone());
         let request = request.map(|body| Upload::new(Either::Left(body), seat));
@@ -204,18 +211,19 @@ pub(super) async fn pass(
         let detail = "no WebSocket is served at this path: sessions' are /rtc and /rtc/v1, workers' is /agent, under any prefix";
         return Err((Fault::client(What::NotFound, detail), id));
     }
-    if guard.is_some()
-        && response
-            .headers()
-            .contains_key(header::SEC_WEBSOCKET_EXTENSIONS)
-    {
-        let fault =
-            nonsense("the media server answers with a WebSocket extension that was not offered");
-        if let Some(guard) = guard {
-            guard.refused(fault.status().as_u16(), By::Upstream);
+    let upstream_deflates = match deflate::agreed(response.headers()) {
+        Ok(agreed) if compress || !agreed => agreed,
+        _ if guard.is_none() => false,
+        _ => {
+            let fault = nonsense(
+                "the media server answers with a WebSocket extension that was not offered",
+            );
+            if let Some(guard) = guard {
+                guard.refused(fault.status().as_u16(), By::Upstream);
+            }
+            return Err((fault, id));
         }
-        return Err((fault, id));
-    }
+    };
     let upstream = hyper::upgrade::on(&mut response);
     let Some(alive) = shared.alive.upgrade() else {
         return Err((
@@ -227,7 +235,8 @@ pub(super) async fn pass(
         ));
     };
     client.seat.upgraded();
-    let label = if guard.is_some() { "session" } else { "opaque" };
+    let is_session = guard.is_some();
+    let label = if is_session { "session" } else { "opaque" };
     // The TCP connection's own permit lives on with the pump.
     let connection = client
         .held
@@ -242,14 +251,21 @@ pub(super) async fn pass(
         guard
     });
     let open = Held::new(permit, alive, metrics::gauge!(WS_OPEN, "kind" => label));
+    let deflates = (client_deflates, upstream_deflates);
     tokio::spawn(async move {
-        run_upgraded(upgrade, upstream, guard, &path, &shared).await;
+        run_upgraded(upgrade, upstream, guard, &path, deflates, &shared).await;
         drop((open, connection));
     });
     let h = response.headers_mut();
     strip_hop_by_hop(h);
     h.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     h.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    if is_session {
+        h.remove(header::SEC_WEBSOCKET_EXTENSIONS);
+        if client_deflates {
+            h.insert(header::SEC_WEBSOCKET_EXTENSIONS, deflate::TERMS);
+        }
+    }
     Ok(response.map(|_| Either::Right(Full::default())))
 }
 
@@ -382,7 +398,7 @@ pub(super) fn rewrite<B>(
         h.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
     }
     if kind == Kind::Session {
-        // LiveKit would compress, and the pump would have to decompress. Spliced bytes may be compressed as they like.
+        // The pump reads messages: what it can't is offered by nobody. Spliced bytes may be compressed as they like.
         h.remove(header::SEC_WEBSOCKET_EXTENSIONS);
     }
     if let Some(host) = h.insert(header::HOST, upstream.authority().clone()) {
@@ -546,6 +562,7 @@ async fn run_upgraded(
     upstream: hyper::upgrade::OnUpgrade,
     guard: Option<Guard>,
     path: &str,
+    (client_deflates, upstream_deflates): (bool, bool),
     shared: &Shared,
 ) {
     // What is in force now is in force for this connection until it ends.
@@ -559,7 +576,16 @@ async fn run_upgraded(
     };
     let (client, upstream) = (TokioIo::new(client), TokioIo::new(upstream));
     match guard {
-        Some(guard) => pump(client, upstream, guard, path, &limits, shared.drain.clone()).await,
+        Some(guard) => {
+            let terms = Terms {
+                limits: &limits,
+                large: &shared.large,
+                client_deflates,
+                upstream_deflates,
+            };
+            let drain = shared.drain.clone();
+            pump(client, upstream, guard, path, &terms, drain).await;
+        }
         None => splice(client, upstream, &limits, shared.drain.clone()).await,
     }
 }

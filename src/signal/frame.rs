@@ -3,12 +3,18 @@
 //! Written here and not taken from tungstenite, because its connection type answers every ping by itself: a client that is gone
 //! would look alive to the server for as long as its TCP connection lasts. Here control frames are data like any other.
 //!
-//! No extension is ever negotiated on a session (the handshake leaves them out), so the reserved bits must be zero.
+//! The only extension is permessage-deflate ([`deflate`](super::deflate)), whose bit may be set where that was agreed on. All other
+//! reserved bits must be zero.
 
 use std::io;
+use std::sync::Arc;
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::Instant;
+
+use super::deflate::{self, Bad};
+use super::large::{Large, Room};
 
 /// A masking key: clients mask every frame, servers none.
 pub(super) type Mask = [u8; 4];
@@ -23,14 +29,22 @@ pub(super) enum Op {
     Pong = 10,
 }
 
+impl Op {
+    fn is_control(self) -> bool {
+        self as u8 >= 8
+    }
+}
+
 /// One message, or one control frame.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) struct Message {
     pub(super) op: Op,
     /// Unmasked. A Close holds 2 bytes of code and a reason, or nothing.
     pub(super) payload: BytesMut,
     /// The key that it came with.
     pub(super) mask: Option<Mask>,
+    /// What it took of the room for long messages: to be kept for as long as it is in memory.
+    pub(super) room: Option<Room>,
 }
 
 impl Message {
@@ -70,10 +84,32 @@ pub(super) struct Reader<R> {
     peer: Peer,
     /// Longest message, bytes of payload.
     max: usize,
+    /// A message that is longer than this needs room.
+    ordinary: Option<(usize, Arc<Large>)>,
+    /// For the message that is being read.
+    room: Option<Room>,
     buf: BytesMut,
     /// The beginning of a fragmented message.
     partial: Option<Message>,
+    /// permessage-deflate was agreed on.
+    deflates: bool,
+    /// The message that is being read is compressed.
+    packed: bool,
+    /// A compressed message that is whole and waits for room.
+    waiting: Option<Message>,
 }
+
+/// What is in the buffer.
+enum Part<T> {
+    Whole(T),
+    /// Nothing whole yet.
+    More,
+    /// A message that needs room first: bytes.
+    Long(usize),
+}
+
+/// Opcode (known), FIN, mask, payload (unmasked).
+type Frame = (u8, bool, Option<Mask>, BytesMut);
 
 impl<R: AsyncRead + Unpin> Reader<R> {
     pub(super) fn new(io: R, peer: Peer, max: usize) -> Reader<R> {
@@ -81,16 +117,53 @@ impl<R: AsyncRead + Unpin> Reader<R> {
             io,
             peer,
             max,
+            ordinary: None,
+            room: None,
             buf: BytesMut::new(),
             partial: None,
+            deflates: false,
+            packed: false,
+            waiting: None,
         }
+    }
+
+    /// permessage-deflate was agreed on.
+    pub(super) fn deflating(&mut self, deflates: bool) {
+        self.deflates = deflates;
+    }
+
+    /// Messages longer than `ordinary` are not read before there is room for them.
+    pub(super) fn takes_room(&mut self, ordinary: usize, large: Arc<Large>) {
+        self.ordinary = Some((ordinary, large));
     }
 
     /// The next message; `None` once the peer has ended the stream, in the middle of a frame or not.
     pub(super) async fn next(&mut self) -> Result<Option<Message>, ReadError> {
         loop {
-            if let Some(message) = self.parse()? {
-                return Ok(Some(message));
+            if let Some(message) = self.waiting.take() {
+                if let Some(message) = self.unpack(message)? {
+                    return Ok(Some(message));
+                }
+                // It gets longer than what needs no room: as long as it may be, for all that is known.
+                if let Some((_, large)) = &self.ordinary {
+                    self.room = Some(large.room(self.max).await);
+                }
+                continue;
+            }
+            match self.parse()? {
+                Part::Whole(message) if self.packed && !message.op.is_control() => {
+                    self.packed = false;
+                    self.waiting = Some(message);
+                    continue;
+                }
+                Part::Whole(message) => return Ok(Some(message)),
+                Part::More => {}
+                Part::Long(bytes) => {
+                    if let Some((_, large)) = &self.ordinary {
+                        self.room = Some(large.room(bytes).await);
+                    }
+                    continue;
+                }
             }
             if self.buf.is_empty() && self.buf.capacity() > (64 << 10) {
                 // One big message must not hold its memory for the rest of a quiet session.
@@ -106,6 +179,30 @@ impl<R: AsyncRead + Unpin> Reader<R> {
             {
                 return Ok(None);
             }
+        }
+    }
+
+    /// Decompresses a message. `None`: there has to be room for it first, and it waits.
+    fn unpack(&mut self, mut message: Message) -> Result<Option<Message>, ReadError> {
+        let room = message.room.take().or(self.room.take());
+        let most = match &self.ordinary {
+            Some((ordinary, _)) if room.is_none() => self.max.min(*ordinary),
+            _ => self.max,
+        };
+        match deflate::decompressed(&message.payload, most) {
+            Ok(payload) => {
+                message.payload = payload;
+                message.room = room;
+                Ok(Some(message))
+            }
+            Err(Bad::TooLong) if most < self.max => {
+                self.waiting = Some(message);
+                Ok(None)
+            }
+            Err(Bad::TooLong) => Err(ReadError::TooLarge(most as u64 + 1)),
+            Err(Bad::Malformed) => Err(ReadError::Violation(
+                "a compressed message can't be decompressed",
+            )),
         }
     }
 
@@ -129,9 +226,14 @@ impl<R: AsyncRead + Unpin> Reader<R> {
     }
 
     /// Takes one message out of the buffer if it is whole. Frames of a fragmented message are taken as they come.
-    fn parse(&mut self) -> Result<Option<Message>, ReadError> {
-        while let Some((op, fin, mask, payload)) = self.frame()? {
-            let message = match op {
+    fn parse(&mut self) -> Result<Part<Message>, ReadError> {
+        loop {
+            let (op, fin, mask, payload) = match self.frame()? {
+                Part::Whole(frame) => frame,
+                Part::More => return Ok(Part::More),
+                Part::Long(bytes) => return Ok(Part::Long(bytes)),
+            };
+            let mut message = match op {
                 0 => {
                     let Some(mut whole) = self.partial.take() else {
                         return Err(ReadError::Violation(
@@ -144,9 +246,9 @@ impl<R: AsyncRead + Unpin> Reader<R> {
                 8 if payload.len() == 1 => {
                     return Err(ReadError::Violation("a close frame with half a code"));
                 }
-                8 => return Ok(Some(message(Op::Close, payload, mask))),
-                9 => return Ok(Some(message(Op::Ping, payload, mask))),
-                10 => return Ok(Some(message(Op::Pong, payload, mask))),
+                8 => return Ok(Part::Whole(message(Op::Close, payload, mask))),
+                9 => return Ok(Part::Whole(message(Op::Ping, payload, mask))),
+                10 => return Ok(Part::Whole(message(Op::Pong, payload, mask))),
                 _ if self.partial.is_some() => {
                     return Err(ReadError::Violation(
                         "a new message inside a fragmented one",
@@ -156,23 +258,28 @@ impl<R: AsyncRead + Unpin> Reader<R> {
                 _ => message(Op::Binary, payload, mask),
             };
             if fin {
-                return Ok(Some(message));
+                message.room = self.room.take();
+                if message.room.is_some() {
+                    // What came behind it must not keep the whole of it in memory.
+                    self.buf = BytesMut::from(&self.buf[..]);
+                }
+                return Ok(Part::Whole(message));
             }
             self.partial = Some(message);
         }
-        Ok(None)
     }
 
-    /// Takes one frame out of the buffer if it is whole: opcode (known), FIN, mask, payload (unmasked).
-    #[allow(clippy::type_complexity)]
-    fn frame(&mut self) -> Result<Option<(u8, bool, Option<Mask>, BytesMut)>, ReadError> {
+    /// Takes one frame out of the buffer if it is whole.
+    fn frame(&mut self) -> Result<Part<Frame>, ReadError> {
         let Some(&[first, second]) = self.buf.first_chunk::<2>() else {
-            return Ok(None);
+            return Ok(Part::More);
         };
         let (op, fin) = (first & 0x0f, first & 0x80 != 0);
-        if first & 0x70 != 0 {
+        // RFC 7692 section 6: the first frame of a message says that it is compressed.
+        let packed = first & 0x40 != 0;
+        if first & 0x30 != 0 || packed && !(self.deflates && matches!(op, 1 | 2)) {
             return Err(ReadError::Violation(
-                "a reserved bit is set, but no extension was agreed on",
+                "a reserved bit is set, for which nothing was agreed on",
             ));
         }
         if !matches!(op, 0 | 1 | 2 | 8 | 9 | 10) {
@@ -187,11 +294,11 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         let (len, mut header) = match second & 0x7f {
             126 => match self.buf.get(2..).and_then(<[u8]>::first_chunk::<2>) {
                 Some(len) => (u64::from(u16::from_be_bytes(*len)), 4),
-                None => return Ok(None),
+                None => return Ok(Part::More),
             },
             127 => match self.buf.get(2..).and_then(<[u8]>::first_chunk::<8>) {
                 Some(len) => (u64::from_be_bytes(*len), 10),
-                None => return Ok(None),
+                None => return Ok(Part::More),
             },
             short => (u64::from(short), 2),
         };
@@ -210,6 +317,16 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         if op < 8 && whole > self.max as u64 {
             return Err(ReadError::TooLarge(whole));
         }
+        if op < 8
+            && self.room.is_none()
+            && let Some((ordinary, _)) = &self.ordinary
+            && whole > *ordinary as u64
+        {
+            // How long it gets in the end a fragment doesn't say, nor what is compressed. At most max.
+            let plain = fin && !packed && !self.packed;
+            let whole = if plain { whole as usize } else { self.max };
+            return Ok(Part::Long(whole));
+        }
         // At most max (a usize), so this loses nothing.
         let len = len as usize;
         let mask = match self.peer {
@@ -219,26 +336,34 @@ impl<R: AsyncRead + Unpin> Reader<R> {
                     header += 4;
                     Some(*key)
                 }
-                None => return Ok(None),
+                None => return Ok(Part::More),
             },
         };
         if self.buf.len() - header < len {
             // What is there is doubled, and not made as large as the header says: only who sends bytes takes memory.
             let missing = header + len - self.buf.len();
             self.buf.reserve(missing.min(self.buf.len().max(READ)));
-            return Ok(None);
+            return Ok(Part::More);
+        }
+        if matches!(op, 1 | 2) && self.partial.is_none() {
+            self.packed = packed;
         }
         self.buf.advance(header);
         let mut payload = self.buf.split_to(len);
         if let Some(key) = mask {
             apply(key, &mut payload);
         }
-        Ok(Some((op, fin, mask, payload)))
+        Ok(Part::Whole((op, fin, mask, payload)))
     }
 }
 
 fn message(op: Op, payload: BytesMut, mask: Option<Mask>) -> Message {
-    Message { op, payload, mask }
+    Message {
+        op,
+        payload,
+        mask,
+        room: None,
+    }
 }
 
 /// XORs with the key; its own inverse.
@@ -252,6 +377,10 @@ fn apply(key: Mask, payload: &mut [u8]) {
 pub(super) struct Writer<W> {
     io: W,
     out: BytesMut,
+    /// permessage-deflate was agreed on.
+    deflates: bool,
+    /// What a long message in `out` took of the room for such, and since when.
+    room: Option<(Room, Instant)>,
 }
 
 impl<W: AsyncWrite + Unpin> Writer<W> {
@@ -259,14 +388,38 @@ impl<W: AsyncWrite + Unpin> Writer<W> {
         Writer {
             io,
             out: BytesMut::new(),
+            deflates: false,
+            room: None,
         }
+    }
+
+    /// permessage-deflate was agreed on.
+    pub(super) fn deflating(&mut self, deflates: bool) {
+        self.deflates = deflates;
+    }
+
+    /// Keeps the room of a long message that was queued until all is flushed.
+    pub(super) fn keep(&mut self, room: Room) {
+        self.room = Some((room, Instant::now()));
+    }
+
+    /// Since when a long message waits to be taken, if one does.
+    pub(super) fn long_since(&self) -> Option<Instant> {
+        self.room.as_ref().map(|(_, since)| *since)
     }
 
     /// Appends one unfragmented frame to what is to be flushed. Towards a server `mask` must be given.
     pub(super) fn queue(&mut self, op: Op, payload: &[u8], mask: Option<Mask>) {
         let masked = if mask.is_some() { 0x80 } else { 0 };
+        let packed = if self.deflates && !op.is_control() {
+            deflate::compressed(payload)
+        } else {
+            None
+        };
+        let bit = if packed.is_some() { 0x40 } else { 0 };
+        let payload = packed.as_deref().unwrap_or(payload);
         self.out.reserve(payload.len() + 14);
-        self.out.extend_from_slice(&[0x80 | op as u8]);
+        self.out.extend_from_slice(&[0x80 | bit | op as u8]);
         match payload.len() {
             len @ 0..=125 => self.out.extend_from_slice(&[masked | len as u8]),
             len @ 126..=0xffff => {
@@ -306,6 +459,7 @@ impl<W: AsyncWrite + Unpin> Writer<W> {
         if self.out.capacity() > (64 << 10) {
             self.out = BytesMut::new();
         }
+        self.room = None;
         self.io.flush().await
     }
 

@@ -45,6 +45,21 @@ pub type Messages = Vec<(u8, Vec<u8>)>;
 /// The messages in `bytes`, which come in `pieces`' lengths (what is left in one), and why reading ended: "" at the end of
 /// stream. `memory` is the most bytes that the reader had in memory at a time.
 pub fn frames(bytes: &[u8], pieces: &[usize], from_client: bool, most: usize) -> Read {
+    frames_of(bytes, pieces, from_client, most, false)
+}
+
+/// The same where permessage-deflate was agreed on.
+pub fn deflated_frames(bytes: &[u8], pieces: &[usize], from_client: bool, most: usize) -> Read {
+    frames_of(bytes, pieces, from_client, most, true)
+}
+
+fn frames_of(
+    bytes: &[u8],
+    pieces: &[usize],
+    from_client: bool,
+    most: usize,
+    deflates: bool,
+) -> Read {
     let peer = if from_client {
         Peer::Client
     } else {
@@ -59,6 +74,7 @@ pub fn frames(bytes: &[u8], pieces: &[usize], from_client: bool, most: usize) ->
     }
     cut.push_back(rest.to_vec());
     let mut reader = Reader::new(Pieces(cut), peer, most);
+    reader.deflating(deflates);
     let mut read = Read {
         messages: Vec::new(),
         end: String::new(),

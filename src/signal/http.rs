@@ -27,6 +27,7 @@ use tokio_rustls::rustls;
 
 use super::connections::{Answer, Connections, Due, Full as NoPlace, Seat, Watched};
 use super::forward::{Client, Kind, REUSE, pass};
+use super::large::Large;
 use super::path::{self, Place, Refused};
 use super::upstream::{Dialer, out_of_descriptors, tune};
 use super::ws::leaving;
@@ -56,6 +57,8 @@ const DESCRIPTORS_A_CONNECTION: u64 = 2;
 const DESCRIPTORS_A_SESSION: u64 = 2;
 /// Of WHIP requests that are under way at one time to handshakes: each may hold two SDPs of 256 KiB.
 const WHIP_SHARE: usize = 4;
+/// Of the longest messages that LiveKit may send there is room for so many, of all sessions together.
+const LARGE_AT_A_TIME: usize = 2;
 
 /// A port that is taken and a configuration that is read, ready to [`serve`](super::serve).
 pub struct Bound {
@@ -63,6 +66,7 @@ pub struct Bound {
     local: SocketAddr,
     pub(super) dialer: Arc<Dialer>,
     changing: Arc<Changing>,
+    compress: bool,
 }
 
 impl Bound {
@@ -172,6 +176,7 @@ pub(super) async fn bind(config: SignalConfig) -> Result<Bound, Fault> {
         local,
         dialer,
         changing: Arc::new(changing),
+        compress: config.compress,
     })
 }
 
@@ -221,9 +226,13 @@ pub(super) struct Shared {
     changing: Arc<Changing>,
     pub(super) sessions: Arc<dyn Sessions>,
     pub(super) drain: watch::Receiver<Drain>,
+    /// For messages of LiveKit's that are longer than a client's may be.
+    pub(super) large: Arc<Large>,
     /// `auralink-` and 8 random hex digits: this process in a Via header.
     pub(super) pseudonym: String,
     pub(super) secure: bool,
+    /// The upstream is offered permessage-deflate where a client offers it.
+    pub(super) compress: bool,
     /// Held by every task that serves somebody; [`serve`] waits for the last one to go.
     pub(super) alive: mpsc::WeakSender<Infallible>,
 }
@@ -251,13 +260,22 @@ pub(super) async fn serve(
         id = std::process::id().to_be_bytes();
     }
     let connections = bound.changing.connections.clone();
+    let began = bound.changing.limits.load_full();
     let shared = Arc::new(Shared {
+        // A reload changes how long a message may be, not the room for all of them: one that is longer has all of it.
+        large: Large::new(
+            began
+                .max_upstream_frame_bytes
+                .saturating_mul(LARGE_AT_A_TIME),
+            began.take_timeout,
+        ),
         dialer: bound.dialer,
         changing: bound.changing.clone(),
         sessions,
         drain: drain.clone(),
         pseudonym: format!("auralink-{:08x}", u32::from_be_bytes(id)),
         secure: bound.changing.tls.is_some(),
+        compress: bound.compress,
         alive: alive.downgrade(),
     });
     loop {

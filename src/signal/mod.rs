@@ -9,11 +9,13 @@
 //! looks dead to the server, and the other way round, exactly as without a sidecar.
 
 mod connections;
+mod deflate;
 mod forward;
 mod frame;
 #[doc(hidden)]
 pub mod fuzz;
 mod http;
+mod large;
 pub mod path;
 mod quota;
 #[cfg(test)]
@@ -34,7 +36,7 @@ use crate::tls::Certificate;
 
 pub use http::{Bound, Control};
 pub use quota::{Permit, Quota};
-pub use upstream::Upstream;
+pub use upstream::{Prober, Upstream};
 
 /// What the listener needs to know.
 #[derive(Debug, Clone)]
@@ -45,6 +47,8 @@ pub struct SignalConfig {
     pub upstream: Upstream,
     /// TLS on `listen`; plain HTTP without.
     pub tls: Option<Arc<Certificate>>,
+    /// permessage-deflate is offered to the upstream where a client offers it. Of no use where the way to it is free.
+    pub compress: bool,
     /// Bounds on what strangers may do.
     pub limits: Limits,
 }
@@ -57,8 +61,14 @@ pub struct Limits {
     /// Query of one request, in bytes; a `join_request` with offers takes some 5–30 kB. Over it: 414.
     /// Default and maximum [`Limits::QUERY_CEILING`].
     pub max_query_bytes: usize,
-    /// One WebSocket message of a session, fragments put together, in bytes. Over it: close 1009. Default 1 MiB.
+    /// One WebSocket message of a client's in a session, fragments put together, in bytes. Over it: close 1009. Default 1 MiB.
     pub max_frame_bytes: usize,
+    /// One of the upstream's, in bytes. Over it: close 1009 towards the upstream, 1011 towards the client. Longer ones than
+    /// `max_frame_bytes` have room for two of the longest in all sessions together. Default and maximum
+    /// [`MAX_FRAME`](auralink_proto::signal::MAX_FRAME).
+    pub max_upstream_frame_bytes: usize,
+    /// For a client to take one that is longer than `max_frame_bytes`, where others wait for its room. Default 30 s.
+    pub take_timeout: Duration,
     /// For the TLS handshake, for a request's header section to arrive from its first byte on, and between two parts of its body.
     /// Default 10 s.
     pub header_timeout: Duration,
@@ -95,6 +105,8 @@ impl Default for Limits {
             max_header_bytes: 64 << 10,
             max_query_bytes: Limits::QUERY_CEILING,
             max_frame_bytes: 1 << 20,
+            max_upstream_frame_bytes: auralink_proto::signal::MAX_FRAME,
+            take_timeout: Duration::from_secs(30),
             header_timeout: Duration::from_secs(10),
             keep_alive_timeout: Duration::from_secs(75),
             dial_timeout: Duration::from_secs(5),

@@ -12,7 +12,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use hyper::Uri;
 use hyper::header::HeaderValue;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -223,6 +223,64 @@ impl Dialer {
                 let connector = TlsConnector::from(config.load_full());
                 Conn::Tls(Box::new(connector.connect(name.clone(), tcp).await?))
             }
+        })
+    }
+}
+
+/// Asks an upstream how it is, over a connection of its own each time, as a client would make one.
+pub struct Prober {
+    dialer: Dialer,
+    limits: Limits,
+}
+
+impl Prober {
+    /// # Errors
+    /// As [`bind`](super::bind) has them: no trusted roots for an https upstream.
+    pub fn new(upstream: Upstream) -> Result<Prober, Fault> {
+        Ok(Prober {
+            dialer: Dialer::new(upstream)?,
+            limits: Limits::default(),
+        })
+    }
+
+    /// Whom its next connections trust, where the upstream is https.
+    ///
+    /// # Errors
+    /// As [`Control::trust`](super::Control::trust).
+    pub fn trust(&self, roots: &rustls::RootCertStore) -> Result<(), Fault> {
+        self.dialer.trust(roots.clone())
+    }
+
+    /// Whom it asks.
+    #[must_use]
+    pub fn upstream(&self) -> &Upstream {
+        &self.dialer.upstream
+    }
+
+    /// The status of the answer to `GET` of its root.
+    ///
+    /// # Errors
+    /// It can't be reached, is not who it should be (TLS), or its answer is not HTTP/1.
+    pub async fn status(&self) -> Result<u16, Fault> {
+        let upstream = self.upstream();
+        let mut stream = self.dialer.dial(&self.limits).await?;
+        let lost = |e: io::Error| {
+            let detail = "the media server closed the connection without an answer";
+            Fault::upstream(What::Lost, detail).because(e)
+        };
+        let mut request = format!("GET {}/ HTTP/1.1\r\nHost: ", upstream.base).into_bytes();
+        request.extend_from_slice(upstream.authority.as_bytes());
+        request.extend_from_slice(b"\r\nConnection: close\r\n\r\n");
+        stream.write_all(&request).await.map_err(lost)?;
+        stream.flush().await.map_err(lost)?;
+        // `HTTP/1.1 200`: RFC 9112 section 4.
+        let mut line = [0; 12];
+        stream.read_exact(&mut line).await.map_err(lost)?;
+        let status = line.strip_prefix(b"HTTP/1.").and_then(|rest| rest.get(2..));
+        let status = status.and_then(|status| std::str::from_utf8(status).ok()?.parse().ok());
+        status.filter(|status| *status >= 100).ok_or_else(|| {
+            let detail = "the media server's answer is not HTTP";
+            Fault::upstream(What::BadAnswer, detail).because(detail)
         })
     }
 }

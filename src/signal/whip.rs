@@ -18,8 +18,11 @@ use super::path::Place;
 use super::{Opening, WhipAnswer, WhipMessage};
 use crate::fault::{Fault, Side, What};
 
-/// Offers and answers of LiveKit's clients take up to 30 kB; the server itself reads 1 MiB.
+/// Offers of LiveKit's clients take up to 30 kB; the server itself reads 1 MiB.
 const MAX_BODY: usize = 256 << 10;
+
+/// LiveKit's answer to an offer of [`MAX_BODY`] may be longer than it: an m-section of few lines is answered with all of its codecs.
+const MAX_ANSWER: usize = 1 << 20;
 
 /// What a request is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -162,7 +165,8 @@ fn set_length(headers: &mut header::HeaderMap, length: usize) {
 
 /// Why a body could not be read.
 enum Unread {
-    TooLong,
+    /// Over this many bytes.
+    TooLong(usize),
     NotUtf8,
     Lost(String),
 }
@@ -172,10 +176,10 @@ impl Unread {
     fn fault(self, client: bool) -> Fault {
         let side = if client { Side::Client } else { Side::Upstream };
         match self {
-            Self::TooLong => Fault::new(
+            Self::TooLong(most) => Fault::new(
                 side,
                 What::TooLarge,
-                format!("SDP of more than {MAX_BODY} bytes is not taken"),
+                format!("SDP of more than {most} bytes is not taken"),
             ),
             Self::NotUtf8 => Fault::new(side, What::NotUtf8, "the SDP is not UTF-8"),
             Self::Lost(cause) => Fault::new(side, What::Lost, "the SDP broke off").because(cause),
@@ -183,20 +187,22 @@ impl Unread {
     }
 }
 
-/// All of a body, copied together: a piece of it keeps the whole buffer that it came in, so that a body in single bytes would hold
+/// All of a body, of the client's who has the seat or of the upstream's, copied together: a piece of it keeps the whole buffer that it came in, so that a body in single bytes would hold
 /// thousands of times its length.
 async fn read(mut body: Incoming, seat: Option<&Arc<Seat>>) -> Result<String, Unread> {
     if let Some(seat) = seat {
         seat.collects();
     }
+    // Only a client's is waited for, and counted.
+    let most = if seat.is_some() { MAX_BODY } else { MAX_ANSWER };
     let mut text = Vec::new();
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| Unread::Lost(error.to_string()))?;
         let Some(data) = frame.data_ref() else {
             continue;
         };
-        if text.len() + data.len() > MAX_BODY {
-            return Err(Unread::TooLong);
+        if text.len() + data.len() > most {
+            return Err(Unread::TooLong(most));
         }
         text.extend_from_slice(data);
         if let Some(seat) = seat {

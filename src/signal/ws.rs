@@ -1,13 +1,14 @@
 //! The pump of an upgraded connection: messages of a session, bytes of anything else.
 //!
 //! Each direction is one loop: read one message, show it to the session, write it out, and only then read the next. So a slow
-//! reader holds back the sender through TCP, and a session's memory is bounded by one message each way (`max_frame_bytes`).
+//! reader holds back the sender through TCP, and a session's memory is bounded by one message each way (`max_frame_bytes`). What
+//! LiveKit says may be longer (`max_upstream_frame_bytes`), where there is room for it among the long messages of all ([`large`](super::large)).
 //!
 //! Endings pass as they are. A Close goes to the other side with its code and reason, and the answer comes back; a connection that
 //! breaks off without one breaks off on the other side too, so that clients see the 1006 that they would see without a sidecar.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
@@ -15,6 +16,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::frame::{Mask, Message, Op, Peer, ReadError, Reader, Writer};
+use super::large::Large;
 use super::{By, Closed, Drain, Frame, Limits, Permit, SignalSession, Verdict, WS_MESSAGES};
 use crate::fault::{Fault, Side, What};
 
@@ -135,6 +137,21 @@ impl<S: AsyncRead + AsyncWrite> Half<S> {
             writer: Writer::new(w),
         }
     }
+
+    fn deflating(&mut self, deflates: bool) {
+        self.reader.deflating(deflates);
+        self.writer.deflating(deflates);
+    }
+}
+
+/// What holds for a session's two connections.
+pub(super) struct Terms<'a> {
+    pub(super) limits: &'a Limits,
+    pub(super) large: &'a Arc<Large>,
+    /// permessage-deflate was agreed on with the client.
+    pub(super) client_deflates: bool,
+    /// And with the upstream.
+    pub(super) upstream_deflates: bool,
 }
 
 /// Runs one accepted session to its end.
@@ -143,21 +160,26 @@ pub(super) async fn pump<C, U>(
     upstream: U,
     guard: Guard,
     path: &str,
-    limits: &Limits,
+    terms: &Terms<'_>,
     mut drain: watch::Receiver<Drain>,
 ) where
     C: AsyncRead + AsyncWrite + Send,
     U: AsyncRead + AsyncWrite + Send,
 {
+    let Terms { limits, large, .. } = *terms;
     let guard = Mutex::new(guard);
     // A resume goes by its session's name as soon as the server has said that it is one.
     let id = || lock(&guard).id();
     let activity = Activity::new();
     let mut client = Half::new(client, Peer::Client, limits.max_frame_bytes);
-    let mut server = Half::new(upstream, Peer::Server, limits.max_frame_bytes);
+    client.deflating(terms.client_deflates);
+    let mut server = Half::new(upstream, Peer::Server, limits.max_upstream_frame_bytes);
+    server.deflating(terms.upstream_deflates);
+    let ordinary = limits.max_frame_bytes;
+    server.reader.takes_room(ordinary, large.clone());
     let end = tokio::select! {
-        end = forward(&mut client.reader, &mut server.writer, By::Client, &guard, &activity) => end,
-        end = forward(&mut server.reader, &mut client.writer, By::Upstream, &guard, &activity) => end,
+        end = forward(&mut client.reader, &mut server.writer, By::Client, &guard, &activity, large) => end,
+        end = forward(&mut server.reader, &mut client.writer, By::Upstream, &guard, &activity, large) => end,
         () = activity.quiet(limits.idle_timeout) => End::Idle,
         () = leaving(&mut drain) => End::Drain,
     };
@@ -170,6 +192,7 @@ pub(super) async fn pump<C, U>(
                 By::Upstream,
                 &guard,
                 &activity,
+                large,
             );
             let _ = timeout(CLOSE_WAIT, answer).await;
             Closed {
@@ -184,6 +207,7 @@ pub(super) async fn pump<C, U>(
                 By::Client,
                 &guard,
                 &activity,
+                large,
             );
             let _ = timeout(CLOSE_WAIT, answer).await;
             Closed { by, code }
@@ -259,6 +283,7 @@ async fn forward<R, W>(
     sender: By,
     guard: &Mutex<Guard>,
     activity: &Activity,
+    large: &Arc<Large>,
 ) -> End
 where
     R: AsyncRead + Unpin,
@@ -270,18 +295,32 @@ where
         By::Client
     };
     loop {
-        if to.flush().await.is_err() {
+        let flushed = match to.long_since() {
+            None => to.flush().await,
+            Some(since) => tokio::select! {
+                flushed = to.flush() => flushed,
+                () = large.clone().overdue(since) => {
+                    let detail = "a long message was not taken in time, and others waited for its room";
+                    return End::Fault(blame(receiver, What::Timeout, detail.to_owned()));
+                }
+            },
+        };
+        if flushed.is_err() {
             return End::Lost(receiver);
         }
-        let message = match from.next().await {
+        let mut message = match from.next().await {
             Ok(Some(message)) => message,
             Ok(None) | Err(ReadError::Io) => return End::Lost(sender),
             Err(ReadError::Violation(why)) => {
                 return End::Fault(blame(sender, What::Malformed, why.to_owned()));
             }
             Err(ReadError::TooLarge(len)) => {
-                let detail =
-                    format!("a message of {len} bytes or more is over the limit (max_frame_bytes)");
+                let key = if sender == By::Client {
+                    "limits.max_frame_bytes"
+                } else {
+                    "limits.max_upstream_frame_bytes"
+                };
+                let detail = format!("a message of {len} bytes or more is over the limit ({key})");
                 return End::Fault(blame(sender, What::TooLarge, detail));
             }
         };
@@ -298,6 +337,9 @@ where
             Op::Text | Op::Binary => {
                 if let Err(fault) = judge(&message, to, sender, guard) {
                     return End::Fault(fault);
+                }
+                if let Some(room) = message.room.take() {
+                    to.keep(room);
                 }
             }
         }

@@ -210,6 +210,11 @@ fn livekit_and_the_sidecar_read_the_same_request() {
             "off"
         };
         assert_eq!(string(&session, "/mode"), mode, "{target}");
+        let sid = string(&session, "/participant_sid");
+        assert!(
+            sid.starts_with("PA_") && sid == join.participant_sid,
+            "{target}: {sid}"
+        );
         let hash = string(&session, "/identity_hash").to_owned();
         let known = hashes
             .entry(join.identity.clone())

@@ -65,6 +65,7 @@ impl Sidecar {
         let media = Media::start(
             MediaConfig {
                 ips: vec![IpAddr::V4(Ipv4Addr::LOCALHOST)],
+                external: Vec::new(),
                 udp_port: 0,
                 tcp_port: None,
                 workers: 1,

@@ -24,7 +24,7 @@ fn every_mistake_is_named_with_its_place_and_what_is_allowed() {
         ),
         (
             "media: { ip: 127.0.0.1, port: 5 }",
-            "1:25 media.port: unknown key; allowed here: ip, udp_port, tcp_port, workers, scheduling",
+            "1:25 media.port: unknown key; allowed here: ip, use_external_ip, stun_servers, udp_port, tcp_port, workers, scheduling",
         ),
         (
             "log: { level: info }\nlog: { level: warn }",
@@ -217,6 +217,22 @@ fn every_mistake_is_named_with_its_place_and_what_is_allowed() {
         (
             "limits: { idle_timeout: 30 }",
             "1:25 limits.idle_timeout: 30: a time like 40ms, 30s or 2m from 1s to 24h is allowed",
+        ),
+        (
+            "media: { use_external_ip: true }",
+            "1:27 media.use_external_ip: needs media.stun_servers: who is to be asked for the external address",
+        ),
+        (
+            "media: { use_external_ip: true, stun_servers: [a, \"b:0\"] }",
+            "1:51 media.stun_servers[1]: \"b:0\" is not a STUN server like stun.example.com:3478 or 203.0.113.7: the port must be from 1 to 65535",
+        ),
+        (
+            "media: { use_external_ip: true, stun_servers: \"turns:a\" }",
+            "1:47 media.stun_servers: \"turns:a\" is not a STUN server like stun.example.com:3478 or 203.0.113.7: only STUN over UDP is spoken",
+        ),
+        (
+            "limits: { max_upstream_frame_bytes: 65MiB }",
+            "1:37 limits.max_upstream_frame_bytes: \"65MiB\" is out of range; bytes like 64KiB or 1MiB from 1MiB to 64MiB is allowed",
         ),
         (
             "limits: { max_frame_bytes: 1KiB }",

@@ -1,5 +1,5 @@
 //! The cases of the Autobahn test suite (sections 1 to 7 and 10) that concern a proxy, as raw bytes through the pump to an echo
-//! server of tungstenite's. Its sections 9, 12 and 13 are about speed and compression.
+//! server of tungstenite's. Its section 9 is about speed; of 12 and 13, compression, see `deflate`.
 
 use super::*;
 use crate::signal::fuzz::Messages;
@@ -7,7 +7,7 @@ use crate::signal::fuzz::Messages;
 const KEY: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
 
 /// A client's frame with this first byte.
-fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+pub(super) fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let mut out = vec![first];
     match payload.len() {
         n @ 0..=125 => out.push(0x80 | n as u8),
@@ -49,7 +49,12 @@ async fn answers(sidecar: &Sidecar, frames: &[Vec<u8>], piece: usize) -> Message
     let reading = async { soon("the end", read.read_to_end(&mut got)).await };
     let (_, ended) = tokio::join!(writing, reading);
     let _ = ended;
-    let mut at = &got[..];
+    split(&got)
+}
+
+/// The frames of a server: first byte, payload.
+pub(super) fn split(got: &[u8]) -> Messages {
+    let mut at = got;
     let mut out = Vec::new();
     while let [first, second, rest @ ..] = at {
         let (n, rest) = match second {

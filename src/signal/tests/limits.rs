@@ -6,7 +6,11 @@ use tokio_tungstenite::tungstenite::Error;
 #[tokio::test]
 async fn a_message_over_the_limit_closes_its_sender_with_1009() {
     let origin = Origin::start().await;
-    let sidecar = Sidecar::start(&origin.url(), |c| c.limits.max_frame_bytes = 1000).await;
+    let sidecar = Sidecar::start(&origin.url(), |c| {
+        c.limits.max_frame_bytes = 1000;
+        c.limits.max_upstream_frame_bytes = 2_000_000;
+    })
+    .await;
     let mut ws = sidecar.websocket("/rtc").await;
     ws.send(Message::binary(vec![0; 1000])).await.unwrap();
     assert_eq!(
@@ -20,19 +24,65 @@ async fn a_message_over_the_limit_closes_its_sender_with_1009() {
     soon("the message to go", sent).await.unwrap();
     let (code, reason) = closing(&mut ws).await.unwrap();
     assert_eq!(code, 1009);
-    assert!(reason.contains("max_frame_bytes"), "{reason}");
+    assert!(reason.contains("limits.max_frame_bytes"), "{reason}");
     origin.told.wait("close 1001").await;
     sidecar.told.wait("closed Fault Some(1009)").await;
 
+    // What the upstream says is no stranger's.
     let mut ws = sidecar.websocket("/rtc").await;
-    say(&mut ws, "big 1001").await;
-    assert_eq!(
-        closing(&mut ws).await.unwrap().0,
-        1011,
-        "not the client's fault"
-    );
+    for bytes in [1000, 1001, 2_000_000] {
+        say(&mut ws, &format!("big {bytes}")).await;
+        assert_eq!(next(&mut ws).await.unwrap().len(), bytes);
+    }
+    say(&mut ws, "big 2000001").await;
+    let (code, reason) = closing(&mut ws).await.unwrap();
+    assert_eq!(code, 1011, "not the client's fault");
+    assert!(reason.contains("max_upstream_frame_bytes"), "{reason}");
     origin.told.wait("close 1009").await;
     sidecar.told.wait("closed Fault Some(1011)").await;
+}
+
+/// Room for two of the longest, in all sessions together: whoever doesn't take hers ends once another one waits for it, and only then.
+#[tokio::test]
+async fn long_messages_that_nobody_takes_make_room_for_others() {
+    const LONG: usize = 16 << 20;
+    let origin = Origin::start().await;
+    let sidecar = Sidecar::start(&origin.url(), |c| {
+        c.limits.max_upstream_frame_bytes = LONG;
+        c.limits.take_timeout = Duration::from_millis(300);
+    })
+    .await;
+    let mut idle = Vec::new();
+    for n in 1..=2 {
+        let mut ws = sidecar.websocket("/rtc").await;
+        say(&mut ws, &format!("big {LONG}")).await;
+        while sidecar.told.count("server binary") < n {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        idle.push(ws);
+    }
+    // They may be as slow as they like, and what is short passes them by.
+    tokio::time::sleep(Duration::from_millis(900)).await;
+    let mut quick = sidecar.websocket("/rtc").await;
+    say(&mut quick, "big 1000000").await;
+    assert_eq!(next(&mut quick).await.unwrap().len(), 1_000_000);
+    assert_eq!(sidecar.told.count("closed"), 0);
+    // There is nothing of the third in memory before one of them has gone.
+    say(&mut quick, &format!("big {LONG}")).await;
+    assert_eq!(next(&mut quick).await.unwrap().len(), LONG);
+    let told = sidecar.told.all();
+    let at = |what: &str| told.iter().position(|told| told.starts_with(what)).unwrap();
+    let read = told
+        .iter()
+        .rposition(|told| told.starts_with("server binary"))
+        .unwrap();
+    assert!(at("closed Fault Some(1001)") < read, "{told:?}");
+    // Whoever takes hers keeps her session, and gives back the room: else the last of these would wait for ever.
+    for _ in 0..4 {
+        say(&mut quick, &format!("big {LONG}")).await;
+        assert_eq!(next(&mut quick).await.unwrap().len(), LONG);
+    }
+    drop(idle);
 }
 
 #[tokio::test]

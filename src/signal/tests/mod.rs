@@ -2,6 +2,7 @@
 //! The WebSocket client is tungstenite, which shares no code with the pump.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod deflate;
 mod frames;
 mod limits;
 mod livekit;
@@ -208,6 +209,7 @@ impl Sidecar {
             listen: "127.0.0.1:0".parse().unwrap(),
             upstream: upstream.parse().unwrap(),
             tls: None,
+            compress: false,
             limits: Limits::default(),
         };
         change(&mut config);

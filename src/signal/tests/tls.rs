@@ -116,6 +116,7 @@ async fn the_upstream_is_reached_over_tls_and_its_certificate_is_checked() {
             listen: "127.0.0.1:0".parse().unwrap(),
             upstream: "http://127.0.0.1:1".parse().unwrap(),
             tls: None,
+            compress: false,
             limits: Limits::default(),
         })
         .await
@@ -161,6 +162,7 @@ async fn a_port_that_is_taken_is_named() {
         listen,
         upstream: "http://127.0.0.1:1".parse().unwrap(),
         tls: None,
+        compress: false,
         limits: Limits::default(),
     };
     let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
