@@ -72,7 +72,9 @@ impl Overview {
             every.tick().await;
             // Roots that were renewed, as signalling takes them.
             let roots = self.live.material().roots.clone();
-            if let Some(new) = roots.filter(|new| !trusted.as_ref().is_some_and(|old| Arc::ptr_eq(old, new))) {
+            if let Some(new) =
+                roots.filter(|new| !trusted.as_ref().is_some_and(|old| Arc::ptr_eq(old, new)))
+            {
                 if let Err(error) = prober.trust(&new) {
                     tracing::error!(%error, "trusted roots");
                 }
