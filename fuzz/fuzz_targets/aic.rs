@@ -3,7 +3,7 @@
 #![cfg_attr(fuzzing, no_main)]
 
 use auralink_fuzz::fuzz_target;
-use auralink_proto::aic::payload::Payload;
+use auralink_proto::aic::payload::{Payload, Short};
 use auralink_proto::hop::{
     Decoded, Encoded, PackTiming, Packer, PackerConfig, Redundancy, Refusal, RestoreTiming,
     Restorer, RestorerConfig, report,
@@ -65,6 +65,7 @@ fn run(data: &[u8]) -> Option<()> {
         level_id: (flags & 8 != 0).then_some(1),
         first_sequence: u16::MAX - 3,
         peer_rungs: Rungs::ALL,
+        short_headers: flags & 1 == 0,
         redundancy: if flags & 16 != 0 {
             Redundancy::Always {
                 distance: flags >> 5,
@@ -162,7 +163,11 @@ fn run(data: &[u8]) -> Option<()> {
                 let mut at = 0u32;
                 while packer.poll_packet(0, &mut out).is_some() {
                     let header = RtpHeader::parse(&out).expect("a packet");
-                    Payload::parse(header.payload(&out), frames).expect("a payload of ours");
+                    let payload = header.payload(&out);
+                    match Short::parse(payload) {
+                        Some(short) => drop(short.expect("a short header of ours")),
+                        None => drop(Payload::parse(payload, frames).expect("a payload of ours")),
+                    }
                     if keep >> (at % 8) & 1 != 0 {
                         restorer.take(now, 0, &out, out.len());
                     }

@@ -13,6 +13,7 @@ pub mod recode;
 mod redundancy;
 pub mod report;
 mod restore;
+mod run;
 #[cfg(test)]
 mod tests;
 mod window;

@@ -1,6 +1,10 @@
 //! The payload of a framed packet: what the hop between two AuraLinks carries instead of the
 //! originals. Every payload describes itself. docs/protocol.md is its specification.
 
+mod run;
+
+pub use run::{Anchor, MAX_BACK, Short};
+
 use crate::ladder::{CodecId, Frames};
 
 /// Ticks of Opus' RTP clock in a millisecond (RFC 7587 section 4.1: 48 kHz).
@@ -154,6 +158,9 @@ pub enum Unreadable {
     /// As many bytes as the codec can't have written for that duration.
     #[error("a framed payload has a wrong number of bytes for its codec")]
     Length,
+    /// A short header, and none of the whole ones that it could be read by came, or it reaches back to none.
+    #[error("a framed payload goes on as packets that never came")]
+    Run,
     /// The copy doesn't end inside the payload, or its distance is 0.
     #[error("a framed payload has a broken copy")]
     Redundant,

@@ -52,6 +52,7 @@ pub(super) fn packer_config(
         level_id: pack.level_id,
         first_sequence,
         peer_rungs: pack.rungs,
+        short_headers: pack.short_headers,
         redundancy: Redundancy::default(),
         timing: PackTiming::default(),
     }

@@ -38,6 +38,7 @@ fn packed(rule: TrackRule) -> TrackRule {
         pack: Some(PackRule {
             pt: FRAMED,
             rungs: Rungs::ALL,
+            short_headers: true,
             models: None,
             rung: Rung::L4,
             hint_id: 5,

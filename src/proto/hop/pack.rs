@@ -8,12 +8,13 @@ pub use types::{
     EncodeJob, Encoded, NativeReason, PackTiming, PackerConfig, PackerStats, Refusal, Sent,
 };
 
-use crate::aic::RatioPredictor;
 use crate::aic::payload::TICKS_PER_MS;
+use crate::aic::{HintPace, RatioPredictor};
 use crate::hop::Report;
 use crate::hop::header::{self, Elementwise, Fields};
 use crate::hop::original::{self, DTX_BYTES, Original, RedBlock};
 use crate::hop::redundancy::{Copies, Redundancy};
+use crate::hop::run::Run;
 use crate::ladder::{Frames, Rung, Rungs};
 use frame::{NO_COPY, part};
 use resend::Kept;
@@ -86,6 +87,8 @@ pub struct Packer {
     copies: Copies,
     /// Groups that went coded a moment ago.
     kept: VecDeque<Kept>,
+    run: Run,
+    pace: HintPace,
     predictor: RatioPredictor,
     /// Counters.
     pub stats: PackerStats,
@@ -112,6 +115,8 @@ impl Packer {
             resting_until: None,
             copies: Copies::new(config.redundancy),
             kept: VecDeque::new(),
+            run: Run::default(),
+            pace: HintPace::default(),
             predictor: RatioPredictor::default(),
             stats: PackerStats::default(),
             config,

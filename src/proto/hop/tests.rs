@@ -46,6 +46,7 @@ fn packer_from(rung: Rung, first_sequence: u16) -> Packer {
         level_id: Some(LEVEL),
         first_sequence,
         peer_rungs: Rungs::ALL,
+        short_headers: false,
         redundancy: Redundancy::Never,
         timing: PackTiming::default(),
     });

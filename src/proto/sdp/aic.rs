@@ -12,6 +12,9 @@ pub(super) const ATTRIBUTE: &str = "aic";
 /// for each.
 const VERSION: &str = "1";
 
+/// Value of `headers`: payloads with short headers are read.
+const SHORT: &str = "short";
+
 /// Payload types of framed packets, best first: those that RFC 3551 never assigned, then dynamic ones
 /// that RFC 5761 section 4 leaves free of RTCP. Browsers and LiveKit use up the dynamic ones as a call
 /// goes on (LiveKit's AV1 is 35), and a payload type that has to change loses a framed stream.
@@ -26,6 +29,8 @@ pub struct AicLine {
     pub rungs: Rungs,
     /// The neural rungs' models: the first 32 bits of the bundle's SHA-256. Other models decode to noise.
     pub models: Option<u32>,
+    /// The writer reads payloads with short headers.
+    pub short_headers: bool,
 }
 
 impl AicLine {
@@ -36,6 +41,7 @@ impl AicLine {
             return None;
         }
         let (mut pt, mut rungs, mut models) = (None, Rungs::NONE, None);
+        let mut short_headers = false;
         for (key, value) in words.filter_map(|word| word.split_once('=')) {
             match key {
                 "pt" => pt = value.parse().ok().filter(|pt| *pt < 128),
@@ -47,6 +53,7 @@ impl AicLine {
                         .fold(Rungs::NONE, Rungs::with);
                 }
                 "models" => models = u32::from_str_radix(value, 16).ok(),
+                "headers" => short_headers = value.split(',').any(|form| form == SHORT),
                 _ => {}
             }
         }
@@ -54,6 +61,7 @@ impl AicLine {
             pt: pt?,
             rungs,
             models,
+            short_headers,
         })
     }
 }
@@ -68,6 +76,9 @@ impl fmt::Display for AicLine {
         }
         if let Some(models) = self.models {
             write!(f, " models={models:08x}")?;
+        }
+        if self.short_headers {
+            write!(f, " headers={SHORT}")?;
         }
         Ok(())
     }
@@ -109,8 +120,9 @@ mod tests {
             pt: 35,
             rungs: Rungs::ALL,
             models: Some(0x00ab_cdef),
+            short_headers: true,
         };
-        let text = "a=aic:1 pt=35 rungs=1,2,3,4,5,6 models=00abcdef";
+        let text = "a=aic:1 pt=35 rungs=1,2,3,4,5,6 models=00abcdef headers=short";
         assert_eq!(line.to_string(), text);
         assert_eq!(AicLine::parse(&text[6..]), Some(line));
     }
@@ -121,9 +133,10 @@ mod tests {
             pt: 20,
             rungs: Rungs::NONE.with(Rung::L2),
             models: None,
+            short_headers: false,
         };
         assert_eq!(
-            AicLine::parse("1 rungs=0,2,9,x new=thing pt=20"),
+            AicLine::parse("1 rungs=0,2,9,x new=thing headers=odd pt=20"),
             Some(known)
         );
         for wrong in ["2 pt=20 rungs=1", "1 rungs=1", "1 pt=128 rungs=1", ""] {

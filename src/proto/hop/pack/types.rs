@@ -46,6 +46,8 @@ pub struct PackerConfig {
     pub first_sequence: u16,
     /// Rungs that the receiver can decode, from its `a=aic`.
     pub peer_rungs: Rungs,
+    /// The receiver reads short headers, from its `a=aic`.
+    pub short_headers: bool,
     /// When copies go along.
     pub redundancy: Redundancy,
     /// Waiting times.

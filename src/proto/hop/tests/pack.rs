@@ -452,3 +452,50 @@ fn frames_of_another_bundle_cross_the_hop() {
     packer.encoded(clock.at(200), job.id, encoded);
     assert_eq!(packer.stats.native(NativeReason::Refused), 1);
 }
+
+/// Ten seconds of speech of 20 ms: the bytes of headers are what they must be, and every packet is restored as what it was.
+#[test]
+fn steady_speech_takes_75_bytes_of_the_wire_for_40_ms() {
+    let clock = Clock::new();
+    let mut packer = packer_from(Rung::L2, 65_400);
+    packer.renegotiated(PackerConfig {
+        short_headers: true,
+        ..packer.config.clone()
+    });
+    let (mut restorer, mut out) = (restorer(), Vec::new());
+    let (mut wire, mut hints, mut heard) = (Vec::new(), 0, Vec::new());
+    for n in 0..500u16 {
+        let ms = u64::from(n) * 20;
+        packer.take(clock.at(ms), &speech(n.wrapping_add(65_300)), 100);
+        let Some(job) = packer.poll_job() else {
+            continue;
+        };
+        packer.encoded(clock.at(ms), job.id, lyra6(&job));
+        let ntp = u32::try_from(ms * 65_536 / 1000).unwrap();
+        packer.poll_packet(ntp, &mut out).unwrap();
+        let header = RtpHeader::parse(&out).unwrap();
+        hints += usize::from(header.extension(&out, HINT).is_some());
+        wire.push(out.len() + 28 + 4);
+        restorer.take(clock.at(ms), ntp, &out, out.len());
+        let job = restorer.poll_job().unwrap();
+        assert_eq!((job.codec, job.gain, job.count), (CodecId::Lyra6, 3, 2));
+        restorer.decoded(clock.at(ms), job.id, opus(&job));
+        while let Some(restored) = restorer.poll_packet(&mut out) {
+            assert_eq!(restored.rung, Rung::L2);
+            let header = RtpHeader::parse(&out).unwrap();
+            heard.push((header.sequence, header.timestamp));
+        }
+    }
+    let expected: Vec<_> = (0..500u16)
+        .map(|n| n.wrapping_add(65_300))
+        .map(|n| (n, u32::from(n) * 960))
+        .collect();
+    // The numbers wrap within it, the timestamps of `speech` with them: what comes after is no gap.
+    assert_eq!(heard, expected);
+    // At the start three times, then each second.
+    assert_eq!(hints, 3 + 9);
+    assert_eq!(wire.iter().min(), Some(&75));
+    let sum: usize = wire.iter().sum();
+    assert!(sum < 250 * 76, "{sum} bytes");
+    assert_eq!(restorer.stats.unreadable, 0);
+}

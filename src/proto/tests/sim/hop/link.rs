@@ -103,6 +103,7 @@ impl Link {
             level_id: Some(LEVEL_ID),
             first_sequence: first,
             peer_rungs: Rungs::ALL,
+            short_headers: true,
             redundancy: plan.redundancy,
             timing: PackTiming::default(),
         });

@@ -43,6 +43,7 @@ impl Rule for TrackRule {
         self.pack = Some(PackRule {
             pt,
             rungs: Rungs::ALL,
+            short_headers: true,
             models,
             rung: Rung::L2,
             hint_id: HINT,
