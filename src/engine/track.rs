@@ -10,7 +10,7 @@ use crate::job::{Decode, Refusal, Skipped};
 use crate::lyra::{LyraDecoder, LyraEncoder};
 use crate::opus::{Decoder, Enhancement, Opus, SpeechEncoder};
 
-/// The longest group: 60 ms.
+/// The longest group of several: 60 ms.
 const LONGEST: usize = 3 * FRAME;
 /// Lost originals that are worth concealing to keep the decoder's state near the sender's.
 const CONCEALED: u16 = 3;
@@ -243,7 +243,10 @@ impl Sender {
 /// Adds to what is kept of the last sound.
 fn remember(lead: &mut Vec<f32>, pcm: &[f32]) {
     // Of a wide codec it is a third of it at least.
-    lead.extend_from_slice(pcm.get(pcm.len().saturating_sub(3 * LEAD)..).unwrap_or_default());
+    lead.extend_from_slice(
+        pcm.get(pcm.len().saturating_sub(3 * LEAD)..)
+            .unwrap_or_default(),
+    );
     let surplus = lead.len().saturating_sub(3 * LEAD);
     lead.drain(..surplus);
 }
@@ -275,14 +278,14 @@ fn unit_of(packets: &[Vec<u8>]) -> Result<usize, Refusal> {
         }
         let samples = opusic_c::utils::get_nb_samples(packet, SampleRate::Hz16000)
             .map_err(|_| Refusal::Undecodable)?;
-        if ![FRAME, 2 * FRAME, 3 * FRAME].contains(&samples)
+        if ![FRAME / 2, FRAME, 2 * FRAME, 3 * FRAME, 6 * FRAME].contains(&samples)
             || unit.is_some_and(|unit| unit != samples)
         {
             return Err(Refusal::Duration);
         }
         unit = Some(samples);
     }
-    unit.filter(|unit| unit * packets.len() <= LONGEST)
+    unit.filter(|unit| packets.len() == 1 || unit * packets.len() <= LONGEST)
         .ok_or(Refusal::Duration)
 }
 
@@ -357,12 +360,13 @@ impl Receiver {
     }
 
     fn unit(&self, job: &Decode) -> usize {
-        usize::from(job.unit_ms) / 20 * (self.rate / 50)
+        usize::from(job.unit_ms) * self.rate / 1000
     }
 
     /// The codec that does a job, and the samples; none if nothing can be made of it.
     pub(crate) fn accept(&self, job: &Decode) -> Option<(Family, usize)> {
-        let possible = matches!(job.unit_ms, 20 | 40 | 60) && (1..=4).contains(&job.count);
+        let possible =
+            matches!(job.unit_ms, 10 | 20 | 40 | 60 | 120) && (1..=4).contains(&job.count);
         let family = if job.lost {
             self.family
         } else {

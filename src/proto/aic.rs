@@ -192,6 +192,7 @@ pub(crate) mod tests {
         let mut pace = HintPace::default();
         let speech = Some((2, true));
         let mut went = Vec::new();
+        let at = |n: u32| (u32::MAX - 60_000).wrapping_add(n * 2_622);
         // Packets of 40 ms. A word on L4 at 60, a pause at 80, natives from 100 on.
         for n in 0..150u32 {
             let coded = match n {
@@ -200,7 +201,7 @@ pub(crate) mod tests {
                 100.. => None,
                 _ => speech,
             };
-            if pace.wants(u32::MAX - 60_000 + n * 2_622, coded) {
+            if pace.wants(at(n), coded) {
                 went.push(n);
             }
         }
@@ -210,7 +211,7 @@ pub(crate) mod tests {
             "with the two after each change and every 25th else"
         );
         // Natives between coded packets change nothing.
-        assert!(!pace.wants(u32::MAX - 60_000 + 150 * 2_622, Some((4, false))));
+        assert!(!pace.wants(at(150), Some((4, false))));
     }
 
     #[test]

@@ -117,6 +117,8 @@ pub struct PackRule {
     pub rungs: Rungs,
     /// The receiver reads short headers.
     pub short_headers: bool,
+    /// It restores originals of 10 and 120 ms.
+    pub more_units: bool,
     /// The models that it decodes the neural ones with; no others may be used to code them.
     pub models: Option<u32>,
     /// The rung that policy wants.

@@ -27,6 +27,7 @@ pub use report::Report;
 pub use restore::{
     DecodeJob, Decoded, RestoreTiming, Restored, Restorer, RestorerConfig, RestorerStats,
 };
+pub use run::Anchors;
 
 /// IP and UDP headers of a datagram, as everywhere in the books: IPv4.
 const IP_UDP: usize = 28;

@@ -164,6 +164,7 @@ impl Hop<'_> {
             pt: line.pt,
             rungs: line.rungs,
             short_headers: line.short_headers,
+            more_units: line.more_units,
             models: line.models,
             rung,
             hint_id: aic_id(to)?,

@@ -5,7 +5,7 @@ use std::time::Instant;
 use auralink_proto::ladder::{Rung, Rungs};
 
 use super::{Desk, Done, Key, Sink};
-use crate::codec::{Codec, EncodeTask, SAMPLE_RATE};
+use crate::codec::{Codec, EncodeTask, FRAME, SAMPLE_RATE};
 use crate::gate::Window;
 use crate::job::{Encode, Encoded, Outcome, Refusal};
 use crate::track::{Family, Sender};
@@ -75,6 +75,11 @@ impl Desk {
                 sender.lead()
             };
             match sender.take(&job.packets, job.lost_before, &mut pcm) {
+                Ok(_) if !pcm.len().is_multiple_of(FRAME) => {
+                    let reason = Refusal::Duration;
+                    sink.done(refused(index, job.track, job.id, reason, None));
+                    self.keep_sender(key, sender, now);
+                }
                 Ok(unit_ms) => {
                     let rate = wide_rate.filter(|_| job.rung.is_neural());
                     let mut wide = Vec::new();
@@ -252,7 +257,8 @@ impl Desk {
         let mut batch = Vec::with_capacity(work.len());
         let format = neural.format();
         // A codec that begins anew is led in by the frames before, of which no bytes go.
-        let led: Vec<Option<(Vec<f32>, usize)>> = work.iter().map(|one| one.led_in(format.frame)).collect();
+        let led: Vec<Option<(Vec<f32>, usize)>> =
+            work.iter().map(|one| one.led_in(format.frame)).collect();
         for ((place, one), led) in work.iter_mut().enumerate().zip(&led) {
             if let (None, Some(state)) = (one.refused, &mut one.sender.lyra) {
                 let sound = match led {

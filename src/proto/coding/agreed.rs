@@ -53,6 +53,7 @@ pub(super) fn packer_config(
         first_sequence,
         peer_rungs: pack.rungs,
         short_headers: pack.short_headers,
+        more_units: pack.more_units,
         redundancy: Redundancy::default(),
         timing: PackTiming::default(),
     }

@@ -322,6 +322,9 @@ impl Packer {
             return Err(NativeReason::Silence);
         }
         let (unit_ms, stereo) = original::opus_unit(media).ok_or(NativeReason::Duration)?;
+        if matches!(unit_ms, 10 | 120) && !self.config.more_units {
+            return Err(NativeReason::Duration);
+        }
         if stereo {
             return Err(NativeReason::Stereo);
         }
@@ -333,7 +336,26 @@ impl Packer {
 
     /// Ends the open group: hands it to the engine, or sends it as it is.
     fn close(&mut self, now: Instant) {
-        let Some(open) = self.open.take() else { return };
+        let Some(mut open) = self.open.take() else {
+            return;
+        };
+        // Codecs have frames of 20 ms.
+        let left_over = if open.unit_ms == 10 && !open.originals.len().is_multiple_of(2) {
+            open.originals.pop()
+        } else {
+            None
+        };
+        if !open.originals.is_empty() {
+            self.hand_out(now, open);
+        }
+        if let Some(original) = left_over {
+            self.count(NativeReason::Duration, 1);
+            self.skip(&original, None);
+            self.push(Slot::Native(original));
+        }
+    }
+
+    fn hand_out(&mut self, now: Instant, open: Open) {
         let rung = self.rung();
         let crowded = self.waiting() >= MAX_WAITING;
         let probing = self.failures >= FAILURES && self.waiting() > 0;
@@ -386,7 +408,8 @@ impl Packer {
         let behind = self.skipped.iter().rev().take_while(after).count();
         let payload = payload.to_vec();
         let at = self.skipped.len() - behind;
-        self.skipped.insert(at, (sequence, Skipped { job, payload }));
+        self.skipped
+            .insert(at, (sequence, Skipped { job, payload }));
         if self.skipped.len() > MOST_SKIPPED {
             self.skipped.remove(0);
         }

@@ -52,16 +52,16 @@ impl Run {
     }
 }
 
-/// The receiver's side.
+/// The receiver's side: the last packets with whole headers, by which those with short ones are read.
 #[derive(Debug, Default)]
-pub(super) struct Anchors(VecDeque<Anchor>);
+pub struct Anchors(VecDeque<Anchor>);
 
 impl Anchors {
     /// Reads the payload of a framed packet with this sequence number and timestamp, in either form.
     ///
     /// # Errors
     /// Why it can't be used; [`Unreadable::Run`] where all whole headers of its run were lost.
-    pub(super) fn read<'a>(
+    pub fn read<'a>(
         &mut self,
         (hop, timestamp): (u16, u32),
         payload: &'a [u8],

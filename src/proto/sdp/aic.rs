@@ -15,6 +15,9 @@ const VERSION: &str = "1";
 /// Value of `headers`: payloads with short headers are read.
 const SHORT: &str = "short";
 
+/// Value of `units`: milliseconds of originals that are restored beside 20, 40 and 60.
+const MORE_UNITS: &str = "10,120";
+
 /// Payload types of framed packets, best first: those that RFC 3551 never assigned, then dynamic ones
 /// that RFC 5761 section 4 leaves free of RTCP. Browsers and LiveKit use up the dynamic ones as a call
 /// goes on (LiveKit's AV1 is 35), and a payload type that has to change loses a framed stream.
@@ -31,6 +34,8 @@ pub struct AicLine {
     pub models: Option<u32>,
     /// The writer reads payloads with short headers.
     pub short_headers: bool,
+    /// The writer restores originals of 10 and 120 ms too.
+    pub more_units: bool,
 }
 
 impl AicLine {
@@ -41,7 +46,7 @@ impl AicLine {
             return None;
         }
         let (mut pt, mut rungs, mut models) = (None, Rungs::NONE, None);
-        let mut short_headers = false;
+        let (mut short_headers, mut more_units) = (false, false);
         for (key, value) in words.filter_map(|word| word.split_once('=')) {
             match key {
                 "pt" => pt = value.parse().ok().filter(|pt| *pt < 128),
@@ -54,6 +59,7 @@ impl AicLine {
                 }
                 "models" => models = u32::from_str_radix(value, 16).ok(),
                 "headers" => short_headers = value.split(',').any(|form| form == SHORT),
+                "units" => more_units = value == MORE_UNITS,
                 _ => {}
             }
         }
@@ -62,6 +68,7 @@ impl AicLine {
             rungs,
             models,
             short_headers,
+            more_units,
         })
     }
 }
@@ -79,6 +86,9 @@ impl fmt::Display for AicLine {
         }
         if self.short_headers {
             write!(f, " headers={SHORT}")?;
+        }
+        if self.more_units {
+            write!(f, " units={MORE_UNITS}")?;
         }
         Ok(())
     }
@@ -121,8 +131,9 @@ mod tests {
             rungs: Rungs::ALL,
             models: Some(0x00ab_cdef),
             short_headers: true,
+            more_units: true,
         };
-        let text = "a=aic:1 pt=35 rungs=1,2,3,4,5,6 models=00abcdef headers=short";
+        let text = "a=aic:1 pt=35 rungs=1,2,3,4,5,6 models=00abcdef headers=short units=10,120";
         assert_eq!(line.to_string(), text);
         assert_eq!(AicLine::parse(&text[6..]), Some(line));
     }
@@ -134,6 +145,7 @@ mod tests {
             rungs: Rungs::NONE.with(Rung::L2),
             models: None,
             short_headers: false,
+            more_units: false,
         };
         assert_eq!(
             AicLine::parse("1 rungs=0,2,9,x new=thing headers=odd pt=20"),

@@ -63,6 +63,7 @@ const fn line(pt: u8, rungs: Rungs, models: Option<u32>) -> AicLine {
         rungs,
         models,
         short_headers: true,
+        more_units: true,
     }
 }
 

@@ -97,7 +97,7 @@ impl Anchor {
         })
     }
 
-    /// What its run would have as the packet after it: its number, timestamp, and everything else that must not change.
+    /// Ticks of the RTP clock that it covers.
     fn ticks(&self) -> u32 {
         u32::from(self.packets) * u32::from(self.unit_ms) * super::TICKS_PER_MS
     }

@@ -48,6 +48,8 @@ pub struct PackerConfig {
     pub peer_rungs: Rungs,
     /// The receiver reads short headers, from its `a=aic`.
     pub short_headers: bool,
+    /// It restores originals of 10 and 120 ms, from its `a=aic`.
+    pub more_units: bool,
     /// When copies go along.
     pub redundancy: Redundancy,
     /// Waiting times.
@@ -137,7 +139,7 @@ pub enum NativeReason {
     Dtx,
     /// LiveKit's silence.
     Silence,
-    /// No 20, 40 or 60 ms.
+    /// No 10, 20, 40, 60 or 120 ms; or one of 10 ms without another.
     Duration,
     /// Stereo.
     Stereo,

@@ -44,6 +44,7 @@ impl Rule for TrackRule {
             pt,
             rungs: Rungs::ALL,
             short_headers: true,
+            more_units: true,
             models,
             rung: Rung::L2,
             hint_id: HINT,
