@@ -5,7 +5,7 @@
 use auralink_fuzz::fuzz_target;
 use auralink_proto::aic::payload::Payload;
 use auralink_proto::hop::{
-    Decoded, Encoded, PackTiming, Packer, PackerConfig, Redundancy, Refusal, RestoreTiming,
+    Anchors, Decoded, Encoded, PackTiming, Packer, PackerConfig, Redundancy, Refusal, RestoreTiming,
     Restorer, RestorerConfig, report,
 };
 use auralink_proto::ladder::{CodecId, Frames, Rung, Rungs};
@@ -65,6 +65,8 @@ fn run(data: &[u8]) -> Option<()> {
         level_id: (flags & 8 != 0).then_some(1),
         first_sequence: u16::MAX - 3,
         peer_rungs: Rungs::ALL,
+        short_headers: flags & 1 == 0,
+        more_units: flags & 1 == 0,
         redundancy: if flags & 16 != 0 {
             Redundancy::Always {
                 distance: flags >> 5,
@@ -86,7 +88,7 @@ fn run(data: &[u8]) -> Option<()> {
     });
     restorer.set_frames(frames);
     let (mut original, mut framed) = ((9, 9), (u16::MAX - 3, 9));
-    let mut out = Vec::new();
+    let (mut anchors, mut out) = (Anchors::default(), Vec::new());
     loop {
         let now = start + Duration::from_millis(ms);
         match script.byte()? & 15 {
@@ -162,7 +164,10 @@ fn run(data: &[u8]) -> Option<()> {
                 let mut at = 0u32;
                 while packer.poll_packet(0, &mut out).is_some() {
                     let header = RtpHeader::parse(&out).expect("a packet");
-                    Payload::parse(header.payload(&out), frames).expect("a payload of ours");
+                    let position = (header.sequence, header.timestamp);
+                    anchors
+                        .read(position, header.payload(&out), frames)
+                        .expect("a payload of ours");
                     if keep >> (at % 8) & 1 != 0 {
                         restorer.take(now, 0, &out, out.len());
                     }

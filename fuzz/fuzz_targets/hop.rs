@@ -118,6 +118,8 @@ fn rule(n: u8, how: u8, pt: u8) -> TrackRule {
         pack: (how & 8 != 0).then_some(PackRule {
             pt: 35,
             rungs: Rungs::ALL,
+            short_headers: how & 32 != 0,
+            more_units: how & 32 != 0,
             models: None,
             rung: Rung::L4,
             hint_id: 5,

@@ -63,7 +63,6 @@ fuzz_target!(|data: &[u8]| {
         wrap_red: (a & 1 != 0).then_some((header.payload_type, 63)),
         shed_red: (a & 2 != 0).then_some(header.payload_type),
         shed_always: a & 4 != 0,
-        aic_id: (a & 8 != 0).then_some(id),
         default_bytes_per_second: u32::from(a) * 100,
         ..TrackRule::default()
     };

@@ -157,7 +157,7 @@ table! {
     HOP_BYTES = Kind::Counter, "auralink_hop_bytes_total", [("what", "received, restored")],
         "Bytes of framed packets that came over the hop, IP and UDP headers included, and of the packets that were made of them.";
     HOP_JITTER = Kind::Gauge, "auralink_hop_jitter_seconds", [],
-        "Interarrival jitter of framed packets by the send times in their hints, of all present streams the largest.";
+        "Interarrival jitter of framed packets by the send times in their hints, one a second, of all present streams the largest.";
     HOP_ORIGINALS = Kind::Counter, "auralink_hop_originals_total",
         [("what", "coded, sent_again, restored, concealed, lost, undecoded")],
         "Audio packets that went over the hop coded; `sent_again`: those that followed as they came, because the other end could not restore them.";

@@ -31,7 +31,8 @@ pub enum Job {
     },
 }
 
-/// A group of original Opus packets (RFC 6716) to be coded as one payload: mono, each of the same 20, 40 or 60 ms, at most 60 ms in all.
+/// A group of original Opus packets (RFC 6716) to be coded as one payload: mono, each of the same
+/// 10, 20, 40 or 60 ms, whole 20 ms and at most 60 ms in all; or one of 120 ms.
 #[derive(Debug, Clone)]
 pub struct Encode {
     /// The worker's key of the track; one stream of media.
@@ -44,6 +45,18 @@ pub struct Encode {
     pub packets: Vec<Vec<u8>>,
     /// How many originals were lost right before the first of them.
     pub lost_before: u16,
+    /// Originals that went as they came since the last group, the last of them, in order. Where there are some, the
+    /// codec begins anew, as the receiver's does.
+    pub skipped: Vec<Skipped>,
+}
+
+/// An original that went as it came.
+#[derive(Debug, Clone)]
+pub struct Skipped {
+    /// The [`Encode`] that it was part of, whose outcome wasn't used; none: of none.
+    pub job: Option<u64>,
+    /// Its Opus payload.
+    pub payload: Vec<u8>,
 }
 
 /// A payload to be restored.
@@ -59,15 +72,18 @@ pub struct Decode {
     pub payload: Vec<u8>,
     /// Decibels that the sender applied before coding, −32 to 31.
     pub gain: i8,
-    /// Milliseconds of each original: 20, 40 or 60.
+    /// Milliseconds of each original: 10, 20, 40, 60 or 120.
     pub unit_ms: u8,
     /// How many originals it covers, 1 to 4.
     pub count: u8,
     /// The payload never came: make up `count` originals from what came before, fading out.
     pub lost: bool,
+    /// Opus payloads of originals that went on as they came since the last job, the last of them. Where there are some, the codec begins
+    /// anew, as the sender's did, and what it gives is faded over from how they would go on.
+    pub skipped: Vec<Vec<u8>>,
 }
 
-/// An Opus packet (RFC 6716) to be coded anew: mono, 20, 40 or 60 ms.
+/// An Opus packet (RFC 6716) to be coded anew: mono, 10, 20, 40, 60 or 120 ms.
 #[derive(Debug, Clone)]
 pub struct Recode {
     /// The worker's key of the track; one stream of media.
@@ -127,7 +143,7 @@ pub struct Encoded {
     pub payload: Vec<u8>,
     /// Decibels applied before coding, −32 to 31; to be undone by the receiver.
     pub gain: i8,
-    /// Milliseconds of each original: 20, 40 or 60.
+    /// Milliseconds of each original: 10, 20, 40, 60 or 120.
     pub unit_ms: u8,
     /// Somebody speaks in it.
     pub voice: bool,
@@ -168,7 +184,7 @@ pub enum Refusal {
     Undecodable,
     /// Two channels.
     Stereo,
-    /// Not 20, 40 or 60 ms each, not all the same, over 60 ms together, DTX, or nothing at all.
+    /// None of these durations, not all the same, too many or no whole 20 ms together, DTX, or nothing at all.
     Duration,
     /// The codec failed, and no other could stand in.
     Failed,

@@ -6,14 +6,16 @@ use opusic_c::SampleRate;
 use crate::agc::{self, Agc, Undo, ramp_at};
 use crate::codec::{Codec, CodecError, DecodeTask, FRAME, SAMPLE_RATE};
 use crate::gate::{Content, Gate};
-use crate::job::{Decode, Refusal};
+use crate::job::{Decode, Refusal, Skipped};
 use crate::lyra::{LyraDecoder, LyraEncoder};
 use crate::opus::{Decoder, Enhancement, Opus, SpeechEncoder};
 
-/// The longest group: 60 ms.
+/// The longest group of several: 60 ms.
 const LONGEST: usize = 3 * FRAME;
 /// Lost originals that are worth concealing to keep the decoder's state near the sender's.
 const CONCEALED: u16 = 3;
+/// Sound that is kept of what went before: a frame of the slowest codec.
+const LEAD: usize = 2 * FRAME;
 /// Louder than this is taken for somebody speaking where no detector is at hand, dBFS.
 const LOUD: f32 = -50.0;
 
@@ -48,6 +50,10 @@ pub(crate) struct Sender {
     pub(crate) opus: Option<SpeechEncoder>,
     family: Option<Family>,
     loud: bool,
+    /// The last job whose originals were decoded.
+    heard: Option<u64>,
+    /// The last sound before any gain, at 16 kHz and at the rate of `wide`.
+    lead: (Vec<f32>, Vec<f32>),
 }
 
 impl Sender {
@@ -66,6 +72,8 @@ impl Sender {
             opus: None,
             family: None,
             loud: false,
+            heard: None,
+            lead: (Vec::new(), Vec::new()),
         })
     }
 
@@ -74,6 +82,60 @@ impl Sender {
         self.gate = Gate::default();
         if self.family == Some(Family::Neural) {
             self.family = None;
+        }
+    }
+
+    /// Decodes what went as it came, of which only the effect on the decoders is wanted and the last sound, and forgets the codec, as the receiver does.
+    /// Nothing of it: everything goes on.
+    pub(crate) fn skip(&mut self, skipped: &[Skipped]) {
+        if skipped.is_empty() {
+            return;
+        }
+        self.family = None;
+        // What came too late was decoded then.
+        let new = |one: &&Skipped| one.job.is_none_or(|job| self.heard < Some(job));
+        let new: Vec<&Skipped> = skipped.iter().filter(new).collect();
+        let mut pcm = Vec::new();
+        for one in &new {
+            if is_encrypted(&one.payload) || self.decoder.decode(&one.payload, &mut pcm).is_err() {
+                self.decoder.reset();
+                pcm.clear();
+                self.lead.0.clear();
+            }
+        }
+        tame(&mut pcm);
+        remember(&mut self.lead.0, &pcm);
+        if let Some(wide) = &mut self.wide {
+            pcm.clear();
+            for one in &new {
+                if is_encrypted(&one.payload) || wide.decode(&one.payload, &mut pcm).is_err() {
+                    wide.reset();
+                    pcm.clear();
+                    self.lead.1.clear();
+                }
+            }
+            tame(&mut pcm);
+            remember(&mut self.lead.1, &pcm);
+        }
+    }
+
+    /// Sound before the next group, at the level that [`Sender::level`] will begin with: a codec that begins anew goes on from it. At 16 kHz, and at
+    /// the rate of [`Sender::take_wide`].
+    pub(crate) fn lead(&self) -> (Vec<f32>, Vec<f32>) {
+        let (mut lead, mut wide) = self.lead.clone();
+        self.agc.before(&mut lead);
+        self.agc.before(&mut wide);
+        (lead, wide)
+    }
+
+    /// A job's originals were decoded to this sound.
+    pub(crate) fn heard(&mut self, job: u64, pcm: &[f32], wide: &[f32]) {
+        self.heard = Some(job);
+        remember(&mut self.lead.0, pcm);
+        if wide.is_empty() {
+            self.lead.1.clear();
+        } else {
+            remember(&mut self.lead.1, wide);
         }
     }
 
@@ -178,6 +240,17 @@ impl Sender {
     }
 }
 
+/// Adds to what is kept of the last sound.
+fn remember(lead: &mut Vec<f32>, pcm: &[f32]) {
+    // Of a wide codec it is a third of it at least.
+    lead.extend_from_slice(
+        pcm.get(pcm.len().saturating_sub(3 * LEAD)..)
+            .unwrap_or_default(),
+    );
+    let surplus = lead.len().saturating_sub(3 * LEAD);
+    lead.drain(..surplus);
+}
+
 /// Sound within ±1.
 fn tame(pcm: &mut [f32]) {
     for sample in pcm {
@@ -205,14 +278,14 @@ fn unit_of(packets: &[Vec<u8>]) -> Result<usize, Refusal> {
         }
         let samples = opusic_c::utils::get_nb_samples(packet, SampleRate::Hz16000)
             .map_err(|_| Refusal::Undecodable)?;
-        if ![FRAME, 2 * FRAME, 3 * FRAME].contains(&samples)
+        if ![FRAME / 2, FRAME, 2 * FRAME, 3 * FRAME, 6 * FRAME].contains(&samples)
             || unit.is_some_and(|unit| unit != samples)
         {
             return Err(Refusal::Duration);
         }
         unit = Some(samples);
     }
-    unit.filter(|unit| unit * packets.len() <= LONGEST)
+    unit.filter(|unit| packets.len() == 1 || unit * packets.len() <= LONGEST)
         .ok_or(Refusal::Duration)
 }
 
@@ -238,6 +311,8 @@ pub(crate) struct Receiver {
     local: Option<SpeechEncoder>,
     /// The first packet of a codec is still to come out.
     fresh: bool,
+    /// Of originals that go on as they came between coded ones.
+    passed: Option<Decoder>,
 }
 
 impl Receiver {
@@ -252,6 +327,7 @@ impl Receiver {
             undo: Undo::default(),
             local: None,
             fresh: false,
+            passed: None,
         }
     }
 
@@ -284,12 +360,13 @@ impl Receiver {
     }
 
     fn unit(&self, job: &Decode) -> usize {
-        usize::from(job.unit_ms) / 20 * (self.rate / 50)
+        usize::from(job.unit_ms) * self.rate / 1000
     }
 
     /// The codec that does a job, and the samples; none if nothing can be made of it.
     pub(crate) fn accept(&self, job: &Decode) -> Option<(Family, usize)> {
-        let possible = matches!(job.unit_ms, 20 | 40 | 60) && (1..=4).contains(&job.count);
+        let possible =
+            matches!(job.unit_ms, 10 | 20 | 40 | 60 | 120) && (1..=4).contains(&job.count);
         let family = if job.lost {
             self.family
         } else {
@@ -333,6 +410,46 @@ impl Receiver {
         self.family = Some(family);
         self.fresh = true;
         Ok(())
+    }
+
+    /// Follows originals that went on as they came: the codec begins anew with what comes next, and so does the local encoder, amid the sound that the
+    /// listener's decoder has from them. Returns how they would go on, to fade over from; nothing where that isn't known.
+    pub(crate) fn follow(&mut self, skipped: &[Vec<u8>], local: (u32, u8)) -> Vec<f32> {
+        self.family = None;
+        let frame = self.rate / 50;
+        let decoder = match self.passed.take() {
+            Some(mut decoder) if decoder.sample_rate() == self.rate => {
+                decoder.reset();
+                Ok(decoder)
+            }
+            _ => Decoder::at(self.rate, Enhancement::None),
+        };
+        let (Ok(mut decoder), Some(encoder)) = (decoder, self.local(local)) else {
+            return Vec::new();
+        };
+        encoder.reset();
+        let mut sound = Vec::new();
+        let known = skipped
+            .iter()
+            .all(|packet| !is_encrypted(packet) && decoder.decode(packet, &mut sound).is_ok());
+        let end = sound.len();
+        let goes_on = known && decoder.conceal(2 * frame, &mut sound).is_ok();
+        if !goes_on {
+            return Vec::new();
+        }
+        tame(&mut sound);
+        // What goes into the encoder comes out later by its look-ahead.
+        let tail = sound.split_off(end + encoder.look_ahead().min(frame));
+        encoder.lead_in(&sound);
+        self.passed = Some(decoder);
+        tail
+    }
+
+    fn local(&mut self, (bitrate, complexity): (u32, u8)) -> Option<&mut SpeechEncoder> {
+        if self.local.is_none() {
+            self.local = SpeechEncoder::local(self.rate, bitrate, complexity).ok();
+        }
+        self.local.as_mut()
     }
 
     /// What the neural codec makes up after its last packet.
@@ -400,7 +517,7 @@ impl Receiver {
         family: Family,
         pcm: &mut [f32],
         tail: &[f32],
-        (bitrate, complexity): (u32, u8),
+        local: (u32, u8),
     ) -> Option<(Vec<Vec<u8>>, Vec<u8>, bool)> {
         let (unit, delay) = (self.unit(job), self.delay(family));
         if job.lost {
@@ -418,10 +535,7 @@ impl Receiver {
         for sample in pcm.iter_mut() {
             *sample = sample.clamp(-1.0, 1.0);
         }
-        if self.local.is_none() {
-            self.local = SpeechEncoder::local(self.rate, bitrate, complexity).ok();
-        }
-        let local = self.local.as_mut()?;
+        let local = self.local(local)?;
         let (mut packets, mut levels) = (Vec::new(), Vec::new());
         let mut voice = false;
         for original in pcm.chunks_exact(unit) {

@@ -1,5 +1,5 @@
-//! The AIC hint, an RTP header extension (RFC 8285) that is safe to ignore. docs/protocol.md is
-//! its specification.
+//! The AIC hint, an RTP header extension (RFC 8285) of some framed packets. docs/protocol.md is its
+//! specification.
 
 pub mod payload;
 
@@ -9,57 +9,33 @@ use std::time::Duration;
 pub const EXTENSION_URI: &str = "urn:auralink:params:rtp-hdrext:aic-hint:1";
 
 /// Bytes of the extension element's data.
-pub const HINT_LEN: usize = 7;
+pub const HINT_LEN: usize = 3;
 
-/// Bytes of its short form, which framed packets carry: 4 bytes of 90 less.
-pub const SHORT_HINT_LEN: usize = 3;
+/// A hint tells the send time in 2⁵ / 65,536 s, half a millisecond, and 12 bits of it: 2 s.
+const SENT_SHIFT: u32 = 5;
 
-/// A short form tells the send time in 2⁵ / 65,536 s, half a millisecond, and 12 bits of it: 2 s.
-const SHORT_SENT_SHIFT: u32 = 5;
-
-/// Version that this code writes.
-pub const VERSION: u8 = 1;
-
-/// What a packet's sender says of its compression.
+/// What a framed packet's sender says of it and of the stream, where it says something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hint {
-    /// Protocol version, 4 bits.
-    pub version: u8,
     /// Rung of the ladder, 4 bits; 0 is native.
     pub rung: u8,
-    /// Voice activity.
+    /// There is speech in it.
     pub voice: bool,
-    /// The stream may carry redundancy (RED) that the sender is not shedding.
+    /// It carries a copy of an earlier packet.
     pub redundancy: bool,
-    /// Predicted compression ratio, bytes sent over bytes native, in 1/255.
+    /// Predicted compression ratio, bytes sent over bytes native, in 1/255; the lower 2 bits are not sent.
     pub ratio: u8,
-    /// When it was sent: the middle 32 bits of an NTP timestamp (RFC 3550 section 4). Of a short form, what it says
-    /// of them, the others zero: see [`Hint::sent_difference`].
+    /// When it was sent: the middle 32 bits of an NTP timestamp (RFC 3550 section 4). Of a hint that was read, what it
+    /// says of them, the others zero: see [`Hint::sent_difference`].
     pub sent: u32,
 }
 
 impl Hint {
-    /// The element's data: version and rung, flags, ratio, send time in network order.
+    /// The element's data: rung, flags, the upper 6 bits of the ratio, 12 bits of the send time.
     #[must_use]
     pub fn to_bytes(self) -> [u8; HINT_LEN] {
-        let [a, b, c, d] = self.sent.to_be_bytes();
-        let flags = u8::from(self.voice) << 7 | u8::from(self.redundancy) << 6;
-        [
-            self.version << 4 | self.rung & 0x0f,
-            flags,
-            self.ratio,
-            a,
-            b,
-            c,
-            d,
-        ]
-    }
-
-    /// The data of its short form: rung, flags, the upper 6 bits of the ratio, 12 bits of the send time.
-    #[must_use]
-    pub fn to_short_bytes(self) -> [u8; SHORT_HINT_LEN] {
         let flags = u32::from(self.voice) << 1 | u32::from(self.redundancy);
-        let sent = self.sent >> SHORT_SENT_SHIFT & 0xfff;
+        let sent = self.sent >> SENT_SHIFT & 0xfff;
         let whole = u32::from(self.rung & 0x0f) << 20
             | flags << 18
             | u32::from(self.ratio >> 2) << 12
@@ -68,42 +44,69 @@ impl Hint {
         [a, b, c]
     }
 
-    fn parse_short([a, b, c]: [u8; SHORT_HINT_LEN]) -> Self {
-        // 6 bits that mean 0 to 1, as the 8 of the whole form do.
+    /// Reads the element's data; another length than [`HINT_LEN`] is none of this version.
+    #[must_use]
+    pub fn parse(data: &[u8]) -> Option<Self> {
+        let &[a, b, c]: &[u8; HINT_LEN] = data.try_into().ok()?;
+        // 6 bits that mean 0 to 1, as 8 do.
         let ratio = (a & 0x03) << 4 | b >> 4;
         let sent = u32::from(b & 0x0f) << 8 | u32::from(c);
-        Self {
-            version: VERSION,
+        Some(Self {
             rung: a >> 4,
             voice: a & 0x08 != 0,
             redundancy: a & 0x04 != 0,
             ratio: ratio << 2 | ratio >> 4,
-            sent: sent << SHORT_SENT_SHIFT,
-        }
+            sent: sent << SENT_SHIFT,
+        })
     }
 
-    /// What of the difference between two times in 1/65,536 s a short form can tell: up to a second either way.
+    /// What of the difference between two times in 1/65,536 s hints can tell: up to a second either way.
     #[must_use]
     pub const fn sent_difference(difference: u32) -> i32 {
-        const UNSAID: u32 = 32 - 12 - SHORT_SENT_SHIFT;
+        const UNSAID: u32 = 32 - 12 - SENT_SHIFT;
         (difference << UNSAID).cast_signed() >> UNSAID
     }
+}
 
-    /// Reads the element's data. Longer data than this version knows is read as far as known.
-    #[must_use]
-    pub fn parse(data: &[u8]) -> Option<Self> {
-        if let Ok(short) = data.try_into() {
-            return Some(Self::parse_short(short));
+/// When a stream's packets carry the hint: the first one, those that say another rung or V of coded speech than was said last,
+/// two after each of these, because it may be lost, and one a second. The rest goes without: it is a tenth of a packet.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct HintPace {
+    /// Rung and V of the coded packet that was last spoken of.
+    said: Option<(u8, bool)>,
+    /// How often that is still to be said again.
+    again: u8,
+    /// When the last hint went: the middle 32 bits of the NTP time.
+    last: Option<u32>,
+}
+
+/// A hint goes at least so often while packets go, in 1/65,536 s: a second. Less would be more than its send time can tell.
+const HINT_EVERY: u32 = 1 << 16;
+
+/// Packets after a change that say it again.
+const HINT_AGAIN: u8 = 2;
+
+impl HintPace {
+    /// Whether the packet that goes at `ntp`, the middle 32 bits of the NTP time, carries the hint. `coded` are rung and V of a coded
+    /// one; of a native one its payload tells as much.
+    pub fn wants(&mut self, ntp: u32, coded: Option<(u8, bool)>) -> bool {
+        let due = self
+            .last
+            .is_none_or(|last| ntp.wrapping_sub(last) >= HINT_EVERY);
+        let mut wants = due;
+        if let Some(said) = coded {
+            if self.said != Some(said) {
+                (self.said, self.again) = (coded, HINT_AGAIN);
+                wants = true;
+            } else if self.again > 0 {
+                self.again -= 1;
+                wants = true;
+            }
         }
-        let &[head, flags, ratio, a, b, c, d] = data.first_chunk()?;
-        Some(Self {
-            version: head >> 4,
-            rung: head & 0x0f,
-            voice: flags & 0x80 != 0,
-            redundancy: flags & 0x40 != 0,
-            ratio,
-            sent: u32::from_be_bytes([a, b, c, d]),
-        })
+        if wants {
+            self.last = Some(ntp);
+        }
+        wants
     }
 }
 
@@ -155,40 +158,24 @@ pub(crate) mod tests {
     use super::*;
 
     #[test]
-    fn a_hint_survives_its_bytes() {
-        let hint = Hint {
-            version: VERSION,
-            rung: 4,
-            voice: true,
-            redundancy: false,
-            ratio: 51,
-            sent: 0x1234_5678,
-        };
-        assert_eq!(hint.to_bytes(), [0x14, 0x80, 51, 0x12, 0x34, 0x56, 0x78]);
-        assert_eq!(Hint::parse(&hint.to_bytes()), Some(hint));
-        for len in [0, 1, 2, 4, 5, 6] {
-            assert_eq!(Hint::parse(&[0; 6][..len]), None, "{len}");
-        }
-    }
-
-    #[test]
-    fn a_short_hint_says_the_same_less_exactly() {
+    fn a_hint_survives_its_bytes_less_exactly() {
         for (ratio, read) in [(0, 0), (51, 48), (255, 255)] {
             let hint = Hint {
-                version: VERSION,
                 rung: 4,
                 voice: true,
                 redundancy: false,
                 ratio,
                 sent: 0x1234_5678,
             };
-            let short = Hint::parse(&hint.to_short_bytes()).unwrap();
             let expected = Hint {
                 ratio: read,
                 sent: 0x0_5660,
                 ..hint
             };
-            assert_eq!(short, expected);
+            assert_eq!(Hint::parse(&hint.to_bytes()), Some(expected));
+        }
+        for len in [0, 1, 2, 4, 7] {
+            assert_eq!(Hint::parse(&[0; 7][..len]), None, "{len}");
         }
         // Times are told apart across the 2 s at which they wrap.
         for (from, to, difference) in [
@@ -198,6 +185,33 @@ pub(crate) mod tests {
         ] {
             assert_eq!(Hint::sent_difference(to.wrapping_sub(from)), difference);
         }
+    }
+
+    #[test]
+    fn the_hint_goes_at_the_start_at_changes_and_once_a_second() {
+        let mut pace = HintPace::default();
+        let speech = Some((2, true));
+        let mut went = Vec::new();
+        let at = |n: u32| (u32::MAX - 60_000).wrapping_add(n * 2_622);
+        // Packets of 40 ms. A word on L4 at 60, a pause at 80, natives from 100 on.
+        for n in 0..150u32 {
+            let coded = match n {
+                60..80 => Some((4, true)),
+                80..100 => Some((4, false)),
+                100.. => None,
+                _ => speech,
+            };
+            if pace.wants(at(n), coded) {
+                went.push(n);
+            }
+        }
+        assert_eq!(
+            went,
+            [0, 1, 2, 27, 52, 60, 61, 62, 80, 81, 82, 107, 132],
+            "with the two after each change and every 25th else"
+        );
+        // Natives between coded packets change nothing.
+        assert!(!pace.wants(at(150), Some((4, false))));
     }
 
     #[test]
@@ -261,25 +275,18 @@ pub(crate) mod tests {
                 u32::from_str_radix(found.unwrap().trim(), radix).unwrap()
             };
             let small = |name: &str| u8::try_from(value(name, 10)).unwrap();
-            let short = said.starts_with("short");
             let hint = Hint {
-                version: if short { VERSION } else { small("version") },
-                rung: small(if short { "short: rung" } else { "rung" }),
+                rung: small("rung"),
                 voice: value("V", 10) == 1,
                 redundancy: value("R", 10) == 1,
                 ratio: small("ratio"),
                 sent: value("sent", 16),
             };
             assert_eq!(Hint::parse(&data), Some(hint), "{said}");
-            let written = if short {
-                hint.to_short_bytes().to_vec()
-            } else {
-                hint.to_bytes().to_vec()
-            };
-            assert_eq!(written, data, "{said}");
+            assert_eq!(hint.to_bytes()[..], data, "{said}");
             read += 1;
         }
-        assert!(read >= 5);
+        assert!(read >= 3);
     }
 
     #[test]

@@ -84,8 +84,6 @@ pub struct TrackRule {
     pub shed_red: Option<u8>,
     /// Down: shed whatever the receiver reports.
     pub shed_always: bool,
-    /// Header extension id under which the receiving peer takes the AIC hint.
-    pub aic_id: Option<u8>,
     /// The uplink was steered below the default: bytes a second of speech that the default
     /// publisher would have sent instead, headers included; 0 when not steered.
     pub default_bytes_per_second: u32,
@@ -117,6 +115,10 @@ pub struct PackRule {
     pub pt: u8,
     /// Rungs that the receiver decodes.
     pub rungs: Rungs,
+    /// The receiver reads short headers.
+    pub short_headers: bool,
+    /// It restores originals of 10 and 120 ms.
+    pub more_units: bool,
     /// The models that it decodes the neural ones with; no others may be used to code them.
     pub models: Option<u32>,
     /// The rung that policy wants.

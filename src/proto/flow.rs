@@ -1,9 +1,8 @@
 //! One direction of a peer connection: which rule goes with which stream, what it does to each
 //! packet, and what that saved.
 
-use crate::aic::{Hint, RatioPredictor, VERSION};
 use crate::description::{MediaKind, TrackRule};
-use crate::packet::{RtpHeader, append_extension};
+use crate::packet::RtpHeader;
 use crate::past::{Done, Floor, Past};
 use crate::red::{self, Shed};
 use crate::rules::Rules;
@@ -50,8 +49,7 @@ pub struct FlowStats {
     pub data_packets: u64,
     /// Bytes on the wire.
     pub bytes: u64,
-    /// Bytes as they would have been without AuraLink: without its hints, with the redundancy that
-    /// was shed, and with what the default publisher would have sent. An SRTP tag counts as long as it
+    /// Bytes as they would have been without AuraLink: with the redundancy that was shed, and with what the default publisher would have sent. An SRTP tag counts as long as it
     /// is, so that the 6 bytes a packet that a lean client leg's short tags save are not in it.
     pub native_bytes: u64,
     /// Packets whose redundancy was shed.
@@ -119,7 +117,6 @@ struct Stream {
     clean_reports: u8,
     reported_loss: bool,
     last_timestamp: Option<u32>,
-    predictor: RatioPredictor,
     past: Past,
     /// Payload type of the RED that was shed, and those of what was wrapped, after the rule is gone too.
     shed_pt: Option<u8>,
@@ -141,15 +138,6 @@ pub struct Flow {
     full_at: Option<u32>,
     /// Counters.
     pub stats: FlowStats,
-}
-
-/// What a packet became, for the books.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Applied {
-    /// Bytes that this packet would have taken more in the default configuration.
-    pub saved: u64,
-    /// Bytes that it has only because of AuraLink: its hint.
-    pub added: u64,
 }
 
 impl Flow {
@@ -248,16 +236,16 @@ impl Flow {
 
     /// Applies a stream's rule to a decrypted RTP packet. `wire_len` is what the packet took on
     /// the wire of its sender; `ntp` the middle 32 bits of the NTP time; `newest_sent` is the highest sequence number that has
-    /// gone on of a stream, by SSRC. None: the packet must not go on, because one of its
-    /// number may have gone in another way and nobody knows any more.
+    /// gone on of a stream, by SSRC. Returns the bytes that the packet would have taken more in the default configuration.
+    /// None: it must not go on, because one of its number may have gone in another way and nobody knows any more.
     pub fn apply(
         &mut self,
         packet: &mut Vec<u8>,
         wire_len: usize,
         ntp: u32,
         newest_sent: impl FnOnce(u32) -> Option<u16>,
-    ) -> Option<Applied> {
-        const UNTOUCHED: Option<Applied> = Some(Applied { saved: 0, added: 0 });
+    ) -> Option<u64> {
+        const UNTOUCHED: Option<u64> = Some(0);
         if self.rules.is_empty() && self.streams.is_empty() && self.gone.is_empty() {
             return UNTOUCHED;
         }
@@ -279,7 +267,6 @@ impl Flow {
             wrap_red: None,
             shed_red: None,
             shed_always: false,
-            aic_id: None,
             default_bytes_per_second: 0,
             opus_pts: (None, None),
             pack: None,
@@ -288,7 +275,7 @@ impl Flow {
         };
         let rule = stream.rule.and_then(|index| self.rules.get(index));
         let rule = rule.unwrap_or(NO_RULE);
-        let (mut saved, mut added) = (0, 0);
+        let mut saved = 0;
         stream.shed_pt = rule.shed_red.or(stream.shed_pt);
         stream.wrap_pts = rule.wrap_red.or(stream.wrap_pts);
         let done = Done {
@@ -313,29 +300,7 @@ impl Flow {
             saved += bytes as u64;
             self.stats.shed_packets += 1;
         }
-        if let Some(id) = rule.aic_id {
-            let native = wire_len as u64 + if rule.shed_red.is_some() { 0 } else { saved };
-            let sent = (native.saturating_sub(saved)).max(1);
-            stream.predictor.observe(
-                usize::try_from(sent).unwrap_or(0),
-                usize::try_from(native).unwrap_or(1),
-            );
-            if let Some(header) = RtpHeader::parse(packet) {
-                let hint = Hint {
-                    version: VERSION,
-                    rung: 0,
-                    voice: header.payload(packet).len() > DTX_BYTES,
-                    redundancy: rule.shed_red.is_some() && !done.shed,
-                    ratio: stream.predictor.ratio(),
-                    sent: ntp,
-                };
-                let before = packet.len();
-                append_extension(packet, &header, id, &hint.to_bytes());
-                // Less than nothing where it takes the place of padding in an extension.
-                added = packet.len().saturating_sub(before) as u64;
-            }
-        }
-        Some(Applied { saved, added })
+        Some(saved)
     }
 
     /// Whether receiver reports about this direction's streams decide anything.
@@ -609,92 +574,11 @@ mod tests {
             packet.extend((n * 1920).to_be_bytes());
             packet.extend(SSRC.to_be_bytes());
             packet.extend([0x55; 60]);
-            saved += flow.apply(&mut packet, 115, 0, |_| None).unwrap().saved;
+            saved += flow.apply(&mut packet, 115, 0, |_| None).unwrap();
             assert_eq!(packet[1], 63);
             assert_eq!(packet[12], 111);
         }
         // One second of voice: 14,700 bytes by default, 25 × 115 sent.
         assert_eq!(saved, 14_700 - 25 * 115);
-    }
-
-    #[test]
-    fn the_hint_is_added_where_it_was_negotiated() {
-        let mut flow = flow(TrackRule {
-            aic_id: Some(16),
-            ..shed_rule()
-        });
-        let mut packet = red_packet(1);
-        let len = packet.len();
-        flow.apply(&mut packet, len, 0xabcd, |_| None);
-        let header = RtpHeader::parse(&packet).unwrap();
-        let hint = Hint::parse(header.extension(&packet, 16).unwrap()).unwrap();
-        assert_eq!(
-            (hint.version, hint.sent, hint.redundancy),
-            (VERSION, 0xabcd, true)
-        );
-    }
-
-    /// Found by a fuzzer.
-    #[test]
-    fn a_hint_in_the_place_of_padding_adds_nothing() {
-        let mut flow = flow(TrackRule {
-            aic_id: Some(16),
-            shed_red: None,
-            ..shed_rule()
-        });
-        let mut packet = red_packet(1);
-        packet[0] |= 0x10;
-        let padding = [&[0xbe, 0xde, 0, 16][..], &[0; 64]].concat();
-        packet.splice(12..12, padding);
-        let len = packet.len();
-        let applied = flow.apply(&mut packet, len, 0, |_| None).unwrap();
-        assert_eq!((applied.saved, applied.added), (0, 0));
-        assert!(packet.len() < len);
-    }
-
-    #[test]
-    fn the_hint_says_redundancy_only_while_none_is_shed() {
-        let mut sequence = 0;
-        let mut hint = |flow: &mut Flow| {
-            sequence += 1;
-            let mut packet = red_packet(sequence);
-            let len = packet.len();
-            flow.apply(&mut packet, len, 0, |_| None);
-            let header = RtpHeader::parse(&packet).unwrap();
-            Hint::parse(header.extension(&packet, 16).unwrap()).unwrap()
-        };
-        let rule = TrackRule {
-            aic_id: Some(16),
-            ..shed_rule()
-        };
-        let mut auto = flow(rule.clone());
-        assert!(hint(&mut auto).redundancy);
-        auto.report(SSRC, 0);
-        assert!(!hint(&mut auto).redundancy, "shed now");
-        let mut always = flow(TrackRule {
-            shed_always: true,
-            ..rule.clone()
-        });
-        assert!(!hint(&mut always).redundancy, "shed from the first packet");
-        let mut none = flow(TrackRule {
-            shed_red: None,
-            ..rule
-        });
-        assert!(!hint(&mut none).redundancy, "there is no RED");
-    }
-
-    #[test]
-    fn the_hint_is_no_part_of_what_was_saved() {
-        let mut flow = flow(TrackRule {
-            aic_id: Some(16),
-            shed_always: true,
-            ..shed_rule()
-        });
-        let mut packet = red_packet(1);
-        let len = packet.len() as u64;
-        let Applied { saved, added } = flow.apply(&mut packet, 100, 0, |_| None).unwrap();
-        assert_eq!(packet.len() as u64, len - saved + added);
-        // Four bytes of header and four of older speech; 4 + 2 + 7 bytes of hint, padded.
-        assert_eq!((saved, added), (8, 16));
     }
 }

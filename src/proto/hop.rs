@@ -13,18 +13,21 @@ pub mod recode;
 mod redundancy;
 pub mod report;
 mod restore;
+mod run;
 #[cfg(test)]
 mod tests;
 mod window;
 
 pub use pack::{
     EncodeJob, Encoded, NativeReason, PackTiming, Packer, PackerConfig, PackerStats, Refusal, Sent,
+    Skipped,
 };
 pub use redundancy::Redundancy;
 pub use report::Report;
 pub use restore::{
     DecodeJob, Decoded, RestoreTiming, Restored, Restorer, RestorerConfig, RestorerStats,
 };
+pub use run::Anchors;
 
 /// IP and UDP headers of a datagram, as everywhere in the books: IPv4.
 const IP_UDP: usize = 28;

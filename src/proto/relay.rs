@@ -10,7 +10,7 @@ mod early;
 use crate::coding::{Coding, EngineRungs, Job, MAX_DOWN, MAX_UP, Outcome, Taken};
 use crate::description::{PcDescription, Target};
 use crate::dtls::Identity;
-use crate::flow::{Applied, Flow};
+use crate::flow::Flow;
 use crate::hop::report;
 use crate::leg::{CloseReason, Leg, LegEvent, LegState, Received};
 use crate::packet::report_blocks;
@@ -316,7 +316,7 @@ impl Relay {
             }
         }
         let plain_len = scratch.plain.len();
-        let (mut saved, mut added) = (0, 0);
+        let mut saved = 0;
         let sent = if what == Received::Rtp {
             let wire = came.map_or(plain_len, |(path, len)| wire_len(&path, len));
             let newest = |ssrc| leg.newest_sent(ssrc);
@@ -324,7 +324,7 @@ impl Relay {
                 flow.stats.dropped_unsent += 1;
                 return;
             };
-            Applied { saved, added } = applied;
+            saved = applied;
             leg.protect_rtp(&scratch.plain, &mut scratch.protected)
         } else {
             leg.protect_rtcp(&scratch.plain, &mut scratch.protected)
@@ -335,15 +335,12 @@ impl Relay {
         };
         out.transmit(to, path, &scratch.protected);
         // The books are kept on the client's wire: that is the one that costs.
-        let (bytes, hint) = match (to, came) {
-            // It came without a hint.
-            (Side::Server, Some((path, len))) => (wire_len(&path, len), 0),
-            (Side::Client, _) | (Side::Server, None) => {
-                (wire_len(&path, scratch.protected.len()), added)
-            }
+        let bytes = match (to, came) {
+            (Side::Server, Some((path, len))) => wire_len(&path, len),
+            (Side::Client, _) | (Side::Server, None) => wire_len(&path, scratch.protected.len()),
         };
         flow.stats.bytes += bytes as u64;
-        flow.stats.native_bytes += bytes as u64 + saved - hint;
+        flow.stats.native_bytes += bytes as u64 + saved;
         if what == Received::Rtp {
             flow.stats.rtp_packets += 1;
             return;

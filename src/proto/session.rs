@@ -313,9 +313,7 @@ impl Session {
                     pack.rung = Rung::NATIVE;
                 }
             }
-            down.retain(|rule: &TrackRule| {
-                rule.aic_id.is_some() || rule.pack.is_some() || rule.restore.is_some()
-            });
+            down.retain(|rule: &TrackRule| rule.pack.is_some() || rule.restore.is_some());
         }
         PcDescription {
             target,

@@ -163,6 +163,8 @@ impl Hop<'_> {
         (speech && rung != Rung::NATIVE && !line.rungs.is_empty()).then_some(PackRule {
             pt: line.pt,
             rungs: line.rungs,
+            short_headers: line.short_headers,
+            more_units: line.more_units,
             models: line.models,
             rung,
             hint_id: aic_id(to)?,
@@ -234,7 +236,6 @@ pub(crate) fn up_rules(
                 mid: offered.mid.clone(),
                 kind: offered.kind,
                 wrap_red,
-                aic_id: answerer_takes_aic.then(|| aic_id(answered)).flatten(),
                 default_bytes_per_second: match tracks.own_of(offered) {
                     Some(track) if audio && lowered => default_rate(track, offered, answered),
                     _ => 0,
@@ -254,7 +255,6 @@ pub(crate) fn up_rules(
                 });
             }
             let does_something = rule.wrap_red.is_some()
-                || rule.aic_id.is_some()
                 || rule.default_bytes_per_second > 0
                 || rule.pack.is_some()
                 || rule.restore.is_some()
@@ -301,7 +301,6 @@ pub(crate) fn down_rules(
                     .then(|| media.codec("red").map(|red| red.pt))
                     .flatten(),
                 shed_always: policy.audio.red == RedPolicy::Off,
-                aic_id: answered.and_then(aic_id),
                 opus_pts: opus_pts(media),
                 pack: answered.and_then(|answered| hop.pack(media, answered, speech)),
                 // LiveKit sends no audio level.
@@ -318,7 +317,6 @@ pub(crate) fn down_rules(
                 });
             }
             let does_something = rule.shed_red.is_some()
-                || rule.aic_id.is_some()
                 || rule.pack.is_some()
                 || rule.restore.is_some()
                 || rule.recode.is_some();

@@ -5,7 +5,7 @@ mod end;
 
 use auralink::media::{Media, MediaConfig, MediaEvent, ufrag_prefix};
 use auralink_engine::{Engine, EngineConfig};
-use auralink_proto::aic::{EXTENSION_URI, Hint, VERSION};
+use auralink_proto::aic::EXTENSION_URI;
 use auralink_proto::description::Target;
 use auralink_proto::dtls::Identity;
 use auralink_proto::leg::LegState;
@@ -261,7 +261,7 @@ async fn an_independent_stack_talks_through_the_sidecar_on_both_sides() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_aic_aware_peer_reads_the_hint_of_a_lean_track() {
+async fn a_peer_that_takes_the_hint_gets_none_on_what_isnt_framed() {
     let mut sidecar = Sidecar::new(Policy {
         mode: Mode::Lean,
         ..Policy::default()
@@ -293,35 +293,12 @@ async fn an_aic_aware_peer_reads_the_hint_of_a_lean_track() {
     })
     .await;
     let heard = server.heard.rtp.lock().unwrap();
-    let mut sent = Vec::new();
     for packet in heard.iter() {
         let n = packet.header.sequence_number;
-        let element = packet
-            .header
-            .get_extension(id)
-            .unwrap_or_else(|| panic!("no hint on {n}"));
-        let hint = Hint::parse(&element).unwrap();
-        assert_eq!((hint.version, hint.rung, hint.voice), (VERSION, 0, true));
-        sent.push((n, hint.sent, hint.ratio));
+        assert!(packet.header.get_extension(id).is_none(), "a hint on {n}");
         // Wrapped as primary-only RED: the far end negotiated RED.
         assert_eq!(packet.header.payload_type, RED);
         assert_eq!(packet.payload[0], OPUS);
         assert_eq!(packet.payload[1..], payload(n));
     }
-    sent.sort_unstable();
-    let (first, last) = (sent[0], sent[sent.len() - 1]);
-    let ms = u64::from(last.1.wrapping_sub(first.1)) * 1000 / 65536;
-    let expected = u64::from(last.0 - first.0) * 10;
-    assert!(
-        ms >= expected && ms < 4 * expected + 500,
-        "{ms} ms on the wire clock, {expected} at least"
-    );
-    // 12 kbit/s speech of 10 ms packets costs less than the default publisher's; the prediction
-    // moves down from native.
-    assert!(
-        last.2 < first.2 && last.2 > 0,
-        "{} then {}",
-        first.2,
-        last.2
-    );
 }

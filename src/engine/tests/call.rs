@@ -8,6 +8,7 @@ use auralink_proto::ladder::{CodecId, Rung, Rungs};
 
 use crate::agc::factor;
 use crate::codec::{FRAME, SAMPLE_RATE};
+use crate::opus::{Decoder, Enhancement};
 use crate::testing::{
     client, heard, level, likeness, lyra_bundle, music, packets_of, runtime, speech, vad_bundle,
 };
@@ -57,6 +58,7 @@ pub(crate) fn group(track: u64, id: u64, rung: Rung, packets: &[Vec<u8>]) -> Job
         rung,
         packets: packets.to_vec(),
         lost_before: 0,
+        skipped: Vec::new(),
     })
 }
 
@@ -81,6 +83,7 @@ pub(super) fn payload(coded: &Encoded, count: usize) -> Decode {
         unit_ms: coded.unit_ms,
         count: count as u8,
         lost: false,
+        skipped: Vec::new(),
     }
 }
 
@@ -168,6 +171,25 @@ fn speech_crosses_every_rung() {
         let bytes: usize = coded.iter().map(|c| c.payload.len()).sum();
         let rate = bytes as f32 * 8.0 / 12.0;
         assert!(rate < rung.bitrate() as f32 * 1.1, "{rung}: {rate} bit/s");
+    }
+}
+
+#[test]
+fn originals_of_10_and_120_ms_cross_as_well() {
+    for (ms, size) in [(10, 4), (10, 2), (120, 1)] {
+        let packets = client("talker-a", 6, ms);
+        let said = heard(&packets);
+        for rung in [Rung::L2, Rung::L4] {
+            let (coded, restored) = hop(&packets, size, |_| rung);
+            assert!(coded.iter().all(|c| usize::from(c.unit_ms) == ms));
+            let mut listener = Decoder::new(Enhancement::None).unwrap();
+            for packet in restored.iter().flat_map(|d| &d.packets) {
+                let samples = listener.decode(packet, &mut Vec::new()).unwrap();
+                assert_eq!(samples, ms * SAMPLE_RATE / 1000);
+            }
+            let like = likeness(&said, &sound(&restored));
+            assert!(like > 0.85, "{size} of {ms} ms, {rung}: {like}");
+        }
     }
 }
 
@@ -296,6 +318,7 @@ fn losses_are_concealed_and_fade() {
         unit_ms: 20,
         count: 2,
         lost: true,
+        skipped: Vec::new(),
     };
     port.try_send(Job::Decode(lost(0))).unwrap();
     assert_eq!(
@@ -377,6 +400,7 @@ fn what_cannot_be_coded_is_refused_with_the_reason() {
             unit_ms,
             count,
             lost: false,
+            skipped: Vec::new(),
         }))
         .unwrap();
         assert_eq!(

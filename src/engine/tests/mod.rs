@@ -7,3 +7,4 @@ pub(crate) use call::group;
 mod faults;
 mod recode;
 mod steps;
+mod switches;

@@ -218,3 +218,24 @@ fn the_lowest_rung_is_for_what_is_proved_to_be_speech() {
     assert!(unproved * 10 > proved * 11, "{unproved} after {proved}");
     assert!(melody > 10_000, "{melody}");
 }
+
+#[test]
+fn packets_of_10_and_120_ms_keep_their_length() {
+    let engine = Engine::start(modest()).unwrap();
+    let (port, _) = port(&engine);
+    for (track, ms) in [(4, 10), (5, 120)] {
+        let packets = client("talker-a", 4, ms);
+        let recoded: Vec<Vec<u8>> = packets
+            .iter()
+            .map(|packet| {
+                let job = job(track, None, Some(Rung::L4), packet, 0);
+                asked(&port, job).unwrap().payload
+            })
+            .collect();
+        assert_eq!(heard(&recoded).len(), heard(&packets).len());
+        let bytes = |packets: &[Vec<u8>]| packets.iter().map(Vec::len).sum::<usize>();
+        assert!(bytes(&recoded) * 2 < bytes(&packets), "{ms} ms");
+        let alike = likeness(&heard(&packets), &heard(&recoded));
+        assert!(alike > 0.85, "{ms} ms: {alike}");
+    }
+}

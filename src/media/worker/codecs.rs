@@ -85,6 +85,8 @@ pub(super) fn jobs(
                         rung: job.rung,
                         packets: job.packets,
                         lost_before: job.lost_before,
+                        // Not yet: what it does to speech after pauses is not measured.
+                        skipped: Vec::new(),
                     }),
                     instead(Refusal::Busy),
                 )
@@ -99,6 +101,7 @@ pub(super) fn jobs(
                     unit_ms: job.unit_ms,
                     count: job.count,
                     lost: job.lost,
+                    skipped: Vec::new(),
                 }),
                 Outcome::Failed(track, job.id),
             ),

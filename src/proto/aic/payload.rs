@@ -1,6 +1,10 @@
 //! The payload of a framed packet: what the hop between two AuraLinks carries instead of the
 //! originals. Every payload describes itself. docs/protocol.md is its specification.
 
+mod run;
+
+pub use run::{Anchor, MAX_BACK, Short};
+
 use crate::ladder::{CodecId, Frames};
 
 /// Ticks of Opus' RTP clock in a millisecond (RFC 7587 section 4.1: 48 kHz).
@@ -46,7 +50,7 @@ pub enum Body<B> {
     Coded {
         /// A codec for which [`CodecId::is_coded`] holds.
         codec: CodecId,
-        /// Duration of each original in milliseconds: 20, 40 or 60.
+        /// Duration of each original in milliseconds: 20, 40 or 60; or 10, of two or four; or 120, of one.
         unit_ms: u8,
         /// Gain that the sender applied before coding, −32 to 31 dB; the receiver undoes it.
         gain: i8,
@@ -154,6 +158,9 @@ pub enum Unreadable {
     /// As many bytes as the codec can't have written for that duration.
     #[error("a framed payload has a wrong number of bytes for its codec")]
     Length,
+    /// A short header, and none of the whole ones that it could be read by came, or it reaches back to none.
+    #[error("a framed payload goes on as packets that never came")]
+    Run,
     /// The copy doesn't end inside the payload, or its distance is 0.
     #[error("a framed payload has a broken copy")]
     Redundant,
@@ -231,12 +238,7 @@ fn body(
             payload,
         });
     }
-    let unit_ms = match last >> 6 {
-        0 => 20,
-        1 => 40,
-        2 => 60,
-        _ => return Err(Unreadable::Duration),
-    };
+    let unit_ms = unit(last >> 6, packets).ok_or(Unreadable::Duration)?;
     let body = Body::Coded {
         codec,
         unit_ms,
@@ -246,6 +248,19 @@ fn body(
     };
     check_coded(codec, packets, unit_ms, payload.len(), frames)?;
     Ok(body)
+}
+
+/// Milliseconds of each of `packets` originals, from the two bits that say it.
+const fn unit(bits: u8, packets: u8) -> Option<u8> {
+    match (bits, packets) {
+        (0, _) => Some(20),
+        (1, _) => Some(40),
+        (2, _) => Some(60),
+        // Four of 2.5 or 5 ms would be too few to be worth it, and three of 10 ms are no Opus packet.
+        (3, 2 | 4) => Some(10),
+        (3, 1) => Some(120),
+        _ => None,
+    }
 }
 
 /// Whether `len` bytes can be left of a payload of `from` bytes.
@@ -303,9 +318,8 @@ fn parse_redundant(
     }
     let codec = CodecId::from_wire(first >> 4);
     let len = if codec == Some(CodecId::Lyra3) {
-        let ms = 20 * (u32::from(last >> 6) + 1) * u32::from(packets);
-        frames
-            .len(CodecId::Lyra3, ms)
+        unit(last >> 6, packets)
+            .and_then(|unit| frames.len(CodecId::Lyra3, u32::from(unit) * u32::from(packets)))
             .ok_or(Unreadable::Redundant)?
     } else {
         let &[len, ref after @ ..] = rest else {
@@ -368,12 +382,8 @@ fn ends<B: AsRef<[u8]>>(part: &Part<B>, frames: Frames) -> Result<(u8, u8), Unwr
             if !codec.is_coded() || !(-32..=31).contains(gain) {
                 return Err(Unwritable);
             }
-            let unit = match unit_ms {
-                20 => 0,
-                40 => 1,
-                60 => 2,
-                _ => return Err(Unwritable),
-            };
+            let is_it = |bits: &u8| unit(*bits, part.packets) == Some(*unit_ms);
+            let unit = (0..4).find(is_it).ok_or(Unwritable)?;
             let len = payload.as_ref().len();
             check_coded(*codec, part.packets, *unit_ms, len, frames).map_err(|_| Unwritable)?;
             unit << 6 | gain.cast_unsigned() & 0x3f

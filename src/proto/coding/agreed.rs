@@ -52,6 +52,8 @@ pub(super) fn packer_config(
         level_id: pack.level_id,
         first_sequence,
         peer_rungs: pack.rungs,
+        short_headers: pack.short_headers,
+        more_units: pack.more_units,
         redundancy: Redundancy::default(),
         timing: PackTiming::default(),
     }

@@ -108,8 +108,8 @@ fn red_blocks(packet: &[u8], whole: Range<usize>) -> Option<Red> {
     (data <= whole.end).then_some((payload_type, data..whole.end, blocks))
 }
 
-/// Duration of an Opus packet in milliseconds where it is 20, 40 or 60 (RFC 6716 section 3.1), and
-/// whether it is stereo.
+/// Duration of an Opus packet in milliseconds where it is 10, 20, 40, 60 or 120 (RFC 6716 section 3.1), and whether it is stereo.
+/// Packets of 2.5 and 5 ms are below the `minptime=10` that everybody negotiates (RFC 7587 section 6.1).
 pub(super) fn opus_unit(media: &[u8]) -> Option<(u8, bool)> {
     let &toc = media.first()?;
     let config = toc >> 3;
@@ -128,9 +128,11 @@ pub(super) fn opus_unit(media: &[u8]) -> Option<(u8, bool)> {
         _ => u32::from(media.get(1)? & 0x3f),
     };
     let unit = match frame * frames {
+        20 => 10,
         40 => 20,
         80 => 40,
         120 => 60,
+        240 => 120,
         _ => return None,
     };
     Some((unit, toc & 4 != 0))
@@ -145,19 +147,22 @@ mod tests {
     fn durations_are_those_of_the_opus_specification() {
         // Table 2 of RFC 6716: configuration, and the code that says how many frames.
         for (toc, second, unit) in [
-            (0 << 3, None, None),
+            (0 << 3, None, Some(10)),
             (1 << 3, None, Some(20)),
             (2 << 3, None, Some(40)),
             (3 << 3, None, Some(60)),
             (9 << 3, None, Some(20)),
             (9 << 3 | 1, None, Some(40)),
             (10 << 3 | 2, None, None),
+            (11 << 3 | 1, None, Some(120)),
             (13 << 3, None, Some(20)),
             (14 << 3 | 1, None, Some(20)),
             (16 << 3, None, None),
             (31 << 3, None, Some(20)),
             (31 << 3 | 3, Some(3), Some(60)),
             (31 << 3 | 3, Some(48), None),
+            (31 << 3 | 3, Some(6), Some(120)),
+            (18 << 3, None, Some(10)),
             (31 << 3 | 3, None, None),
             (28 << 3 | 3, Some(8 | 0xc0), Some(20)),
         ] {

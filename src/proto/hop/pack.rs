@@ -5,15 +5,16 @@ mod resend;
 mod types;
 
 pub use types::{
-    EncodeJob, Encoded, NativeReason, PackTiming, PackerConfig, PackerStats, Refusal, Sent,
+    EncodeJob, Encoded, NativeReason, PackTiming, PackerConfig, PackerStats, Refusal, Sent, Skipped,
 };
 
-use crate::aic::RatioPredictor;
 use crate::aic::payload::TICKS_PER_MS;
+use crate::aic::{HintPace, RatioPredictor};
 use crate::hop::Report;
 use crate::hop::header::{self, Elementwise, Fields};
 use crate::hop::original::{self, DTX_BYTES, Original, RedBlock};
 use crate::hop::redundancy::{Copies, Redundancy};
+use crate::hop::run::Run;
 use crate::ladder::{Frames, Rung, Rungs};
 use frame::{NO_COPY, part};
 use resend::Kept;
@@ -32,6 +33,10 @@ const FAILURES: u32 = 3;
 
 /// The rest after refusals that last doubles so often: up to 4.8 s.
 const MAX_DOUBLINGS: u32 = 4;
+
+/// Originals that went as they came and that the next group's codecs are told of: 100 ms of 20 ms, in which an Opus decoder has found
+/// into a stream.
+pub(super) const MOST_SKIPPED: usize = 5;
 
 /// Recovered packets of which a late original is recognised.
 const RECOVERED: usize = 16;
@@ -76,6 +81,8 @@ pub struct Packer {
     newest: Option<(u16, u32)>,
     recovered: VecDeque<u16>,
     lost: u16,
+    /// With their sequence numbers, in order.
+    skipped: Vec<(u16, Skipped)>,
     open: Option<Open>,
     line: VecDeque<Slot>,
     /// Out of order already: they wait for nobody.
@@ -86,6 +93,8 @@ pub struct Packer {
     copies: Copies,
     /// Groups that went coded a moment ago.
     kept: VecDeque<Kept>,
+    run: Run,
+    pace: HintPace,
     predictor: RatioPredictor,
     /// Counters.
     pub stats: PackerStats,
@@ -104,6 +113,7 @@ impl Packer {
             newest: None,
             recovered: VecDeque::with_capacity(RECOVERED),
             lost: 0,
+            skipped: Vec::new(),
             open: None,
             line: VecDeque::new(),
             aside: VecDeque::new(),
@@ -112,6 +122,8 @@ impl Packer {
             resting_until: None,
             copies: Copies::new(config.redundancy),
             kept: VecDeque::new(),
+            run: Run::default(),
+            pace: HintPace::default(),
             predictor: RatioPredictor::default(),
             stats: PackerStats::default(),
             config,
@@ -260,6 +272,7 @@ impl Packer {
                 self.close(now);
                 self.lost = 0;
                 self.count(reason, 1);
+                self.skip(&original, None);
                 self.push(Slot::Native(original));
                 return;
             }
@@ -309,6 +322,9 @@ impl Packer {
             return Err(NativeReason::Silence);
         }
         let (unit_ms, stereo) = original::opus_unit(media).ok_or(NativeReason::Duration)?;
+        if matches!(unit_ms, 10 | 120) && !self.config.more_units {
+            return Err(NativeReason::Duration);
+        }
         if stereo {
             return Err(NativeReason::Stereo);
         }
@@ -320,7 +336,26 @@ impl Packer {
 
     /// Ends the open group: hands it to the engine, or sends it as it is.
     fn close(&mut self, now: Instant) {
-        let Some(open) = self.open.take() else { return };
+        let Some(mut open) = self.open.take() else {
+            return;
+        };
+        // Codecs have frames of 20 ms.
+        let left_over = if open.unit_ms == 10 && !open.originals.len().is_multiple_of(2) {
+            open.originals.pop()
+        } else {
+            None
+        };
+        if !open.originals.is_empty() {
+            self.hand_out(now, open);
+        }
+        if let Some(original) = left_over {
+            self.count(NativeReason::Duration, 1);
+            self.skip(&original, None);
+            self.push(Slot::Native(original));
+        }
+    }
+
+    fn hand_out(&mut self, now: Instant, open: Open) {
         let rung = self.rung();
         let crowded = self.waiting() >= MAX_WAITING;
         let probing = self.failures >= FAILURES && self.waiting() > 0;
@@ -334,6 +369,7 @@ impl Packer {
             };
             self.count(reason, open.originals.len());
             for original in open.originals {
+                self.skip(&original, None);
                 self.push(Slot::Native(original));
             }
             return;
@@ -350,6 +386,7 @@ impl Packer {
                 .collect(),
             unit_ms: open.unit_ms,
             lost_before: open.lost_before,
+            skipped: self.skipped.drain(..).map(|(_, one)| one).collect(),
         });
         self.push(Slot::Waiting {
             id,
@@ -357,6 +394,25 @@ impl Packer {
             unit_ms: open.unit_ms,
             originals: open.originals,
         });
+    }
+
+    /// Remembers an original that goes as it came, for the codecs to know of.
+    fn skip(&mut self, original: &Original, job: Option<u64>) {
+        let payload = original.media();
+        if original.payload_type != self.config.opus_pt || payload.is_empty() {
+            return;
+        }
+        let sequence = original.header.sequence;
+        let after = |(other, _): &&(u16, Skipped)| sequence.wrapping_sub(*other).cast_signed() < 0;
+        // A group that is given up comes after what waited for it.
+        let behind = self.skipped.iter().rev().take_while(after).count();
+        let payload = payload.to_vec();
+        let at = self.skipped.len() - behind;
+        self.skipped
+            .insert(at, (sequence, Skipped { job, payload }));
+        if self.skipped.len() > MOST_SKIPPED {
+            self.skipped.remove(0);
+        }
     }
 
     fn waiting(&self) -> usize {
@@ -465,6 +521,7 @@ impl Packer {
         self.jobs.retain(|job| job.id != id);
         self.count(reason, originals.len());
         for (offset, original) in originals.into_iter().enumerate() {
+            self.skip(&original, Some(id));
             self.line.insert(at + offset, Slot::Native(original));
         }
         // A group is one in line, its originals are several.

@@ -81,6 +81,11 @@ impl Copies {
         }
     }
 
+    /// Packets are lost, or are always taken to be.
+    pub(super) fn is_lossy(&self) -> bool {
+        self.lossy || matches!(self.mode, Redundancy::Always { .. })
+    }
+
     /// Distance of the copies that go along now.
     pub(super) fn distance(&self) -> Option<u8> {
         let distance = match self.mode {

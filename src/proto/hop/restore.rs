@@ -10,9 +10,11 @@ mod write;
 pub use types::{DecodeJob, Decoded, RestoreTiming, Restored, RestorerConfig, RestorerStats};
 
 use crate::aic::Hint;
-use crate::aic::payload::{Body, Payload, TICKS_PER_MS, Unreadable};
+use crate::aic::payload::{Body, TICKS_PER_MS, Unreadable};
 use crate::hop::Report;
 use crate::hop::header;
+use crate::hop::pack::MOST_SKIPPED;
+use crate::hop::run::Anchors;
 use crate::hop::window::{Arrival, Frame, Window};
 use crate::ladder::{CodecId, Frames, Rung, Rungs};
 use crate::packet::RtpHeader;
@@ -47,9 +49,15 @@ pub struct Restorer {
     frames: Frames,
     ssrc: Option<u32>,
     window: Window,
+    /// Packets that those after them are read by.
+    anchors: Anchors,
+    /// Rung of Opus, as the last hint of a packet coded with it said.
+    opus_rung: Option<Rung>,
     /// Distance of the copies, and the place of the last packet that had one.
     copies: Option<(u8, u64)>,
     last: Option<Last>,
+    /// Opus that went on as it came since.
+    skipped: VecDeque<Vec<u8>>,
     /// What would have come next was given up.
     gap: bool,
     next_id: u64,
@@ -74,8 +82,11 @@ impl Restorer {
             frames: Frames::LYRA,
             ssrc: None,
             window: Window::default(),
+            anchors: Anchors::default(),
+            opus_rung: None,
             copies: None,
             last: None,
+            skipped: VecDeque::new(),
             gap: false,
             next_id: 0,
             jobs: VecDeque::new(),
@@ -186,10 +197,15 @@ impl Restorer {
         if let Some(hint) = hint {
             self.interval.arrived(ntp, hint.sent);
         }
-        let payload = match Payload::parse(header.payload(packet), self.frames) {
+        let position = (header.sequence, header.timestamp);
+        let payload = self
+            .anchors
+            .read(position, header.payload(packet), self.frames);
+        let payload = match payload {
             Ok(payload) => payload,
             Err(error) => {
                 self.stats.unreadable += 1;
+                self.stats.unknown_run += u64::from(error == Unreadable::Run);
                 if matches!(error, Unreadable::Codec(_)) {
                     self.stats.unknown_codec += 1;
                 }
@@ -222,7 +238,7 @@ impl Restorer {
             part: payload.part.to_owned(),
             place: place.unwrap_or_else(|| self.window.next()),
             copied: false,
-            rung: hint.and_then(|hint| Rung::new(hint.rung)),
+            rung: self.rung(payload.part.body.codec(), hint),
         };
         match place {
             Some(place) => self.window.hold(now, place, frame),
@@ -231,6 +247,20 @@ impl Restorer {
             None => self.pass(now, &frame),
         }
         self.advance(now);
+    }
+
+    /// The rung that a packet was coded at. Hints are seldom: its codec tells it, or, of Opus, the last hint.
+    fn rung(&mut self, codec: CodecId, hint: Option<Hint>) -> Option<Rung> {
+        match codec {
+            CodecId::Lyra3 => Some(Rung::L1),
+            CodecId::Lyra6 => Some(Rung::L2),
+            CodecId::Opus => {
+                let said = hint.and_then(|hint| Rung::new(hint.rung));
+                self.opus_rung = said.or(self.opus_rung);
+                self.opus_rung
+            }
+            _ => None,
+        }
     }
 
     /// Delivers what is held, because the stream goes on at `place`.
@@ -248,6 +278,7 @@ impl Restorer {
         self.last = None;
         self.gap = false;
         self.copies = None;
+        self.anchors = Anchors::default();
         self.unrestored = Unrestored::default();
     }
 
@@ -305,6 +336,7 @@ impl Restorer {
         } = &frame.part.body
         else {
             self.last = None;
+            self.skip(&frame);
             self.pass(now, &frame);
             return;
         };
@@ -326,8 +358,28 @@ impl Restorer {
             unit_ms,
             count,
             lost: false,
+            skipped: self.skipped.drain(..).collect(),
         };
         self.ask(now, job, frame, false);
+    }
+
+    /// Remembers a native packet that goes on between coded ones, for the codecs to know of.
+    fn skip(&mut self, frame: &Frame) {
+        let Body::Native {
+            payload_type,
+            payload,
+            ..
+        } = &frame.part.body
+        else {
+            return;
+        };
+        if *payload_type != self.config.opus_pt || payload.is_empty() {
+            return;
+        }
+        if self.skipped.len() >= MOST_SKIPPED {
+            self.skipped.pop_front();
+        }
+        self.skipped.push_back(payload.clone());
     }
 
     /// Asks for what was lost between the last coded payload and `frame`, as far as it may be made up.
@@ -374,6 +426,7 @@ impl Restorer {
             unit_ms: last.unit_ms,
             count,
             lost: true,
+            skipped: Vec::new(),
         };
         self.ask(now, job, made_up, true);
     }

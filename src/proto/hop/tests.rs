@@ -38,7 +38,14 @@ fn packer(rung: Rung) -> Packer {
 }
 
 fn packer_from(rung: Rung, first_sequence: u16) -> Packer {
-    let mut packer = Packer::new(PackerConfig {
+    let mut packer = Packer::new(config(first_sequence));
+    packer.set_rung(rung);
+    packer
+}
+
+/// What an older AuraLink at the other end takes.
+fn config(first_sequence: u16) -> PackerConfig {
+    PackerConfig {
         opus_pt: OPUS,
         red_pt: Some(RED),
         aic_pt: AIC,
@@ -46,11 +53,11 @@ fn packer_from(rung: Rung, first_sequence: u16) -> Packer {
         level_id: Some(LEVEL),
         first_sequence,
         peer_rungs: Rungs::ALL,
+        short_headers: false,
+        more_units: false,
         redundancy: Redundancy::Never,
         timing: PackTiming::default(),
-    });
-    packer.set_rung(rung);
-    packer
+    }
 }
 
 fn restorer() -> Restorer {

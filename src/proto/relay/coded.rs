@@ -2,7 +2,6 @@
 
 use super::{Relay, Scratch, Side, Transmit};
 use crate::coding::Coded;
-use crate::flow::Applied;
 use crate::relay::{Now, wire_len};
 
 impl Relay {
@@ -31,7 +30,7 @@ impl Relay {
         while let Some(coded) = coding.poll_packet(now, &mut scratch.plain) {
             let newest = |ssrc| to.newest_sent(ssrc);
             let applied = match coded {
-                Coded::Framed { .. } => Some(Applied { saved: 0, added: 0 }),
+                Coded::Framed { .. } => Some(0),
                 Coded::Restored => {
                     let len = scratch.plain.len();
                     flow.apply(&mut scratch.plain, len, now.ntp, newest)
@@ -40,7 +39,7 @@ impl Relay {
                     flow.apply(&mut scratch.plain, passed.wire_len, now.ntp, newest)
                 }
             };
-            let Some(Applied { saved, added }) = applied else {
+            let Some(saved) = applied else {
                 flow.stats.dropped_unsent += 1;
                 continue;
             };
@@ -64,7 +63,7 @@ impl Relay {
                 }
                 Coded::Passed(passed) => {
                     flow.stats.bytes += bytes;
-                    flow.stats.native_bytes += bytes + saved + passed.saved as u64 - added;
+                    flow.stats.native_bytes += bytes + saved + passed.saved as u64;
                 }
             }
         }

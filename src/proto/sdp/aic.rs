@@ -12,6 +12,12 @@ pub(super) const ATTRIBUTE: &str = "aic";
 /// for each.
 const VERSION: &str = "1";
 
+/// Value of `headers`: payloads with short headers are read.
+const SHORT: &str = "short";
+
+/// Value of `units`: milliseconds of originals that are restored beside 20, 40 and 60.
+const MORE_UNITS: &str = "10,120";
+
 /// Payload types of framed packets, best first: those that RFC 3551 never assigned, then dynamic ones
 /// that RFC 5761 section 4 leaves free of RTCP. Browsers and LiveKit use up the dynamic ones as a call
 /// goes on (LiveKit's AV1 is 35), and a payload type that has to change loses a framed stream.
@@ -26,6 +32,10 @@ pub struct AicLine {
     pub rungs: Rungs,
     /// The neural rungs' models: the first 32 bits of the bundle's SHA-256. Other models decode to noise.
     pub models: Option<u32>,
+    /// The writer reads payloads with short headers.
+    pub short_headers: bool,
+    /// The writer restores originals of 10 and 120 ms too.
+    pub more_units: bool,
 }
 
 impl AicLine {
@@ -36,6 +46,7 @@ impl AicLine {
             return None;
         }
         let (mut pt, mut rungs, mut models) = (None, Rungs::NONE, None);
+        let (mut short_headers, mut more_units) = (false, false);
         for (key, value) in words.filter_map(|word| word.split_once('=')) {
             match key {
                 "pt" => pt = value.parse().ok().filter(|pt| *pt < 128),
@@ -47,6 +58,8 @@ impl AicLine {
                         .fold(Rungs::NONE, Rungs::with);
                 }
                 "models" => models = u32::from_str_radix(value, 16).ok(),
+                "headers" => short_headers = value.split(',').any(|form| form == SHORT),
+                "units" => more_units = value == MORE_UNITS,
                 _ => {}
             }
         }
@@ -54,6 +67,8 @@ impl AicLine {
             pt: pt?,
             rungs,
             models,
+            short_headers,
+            more_units,
         })
     }
 }
@@ -68,6 +83,12 @@ impl fmt::Display for AicLine {
         }
         if let Some(models) = self.models {
             write!(f, " models={models:08x}")?;
+        }
+        if self.short_headers {
+            write!(f, " headers={SHORT}")?;
+        }
+        if self.more_units {
+            write!(f, " units={MORE_UNITS}")?;
         }
         Ok(())
     }
@@ -109,8 +130,10 @@ mod tests {
             pt: 35,
             rungs: Rungs::ALL,
             models: Some(0x00ab_cdef),
+            short_headers: true,
+            more_units: true,
         };
-        let text = "a=aic:1 pt=35 rungs=1,2,3,4,5,6 models=00abcdef";
+        let text = "a=aic:1 pt=35 rungs=1,2,3,4,5,6 models=00abcdef headers=short units=10,120";
         assert_eq!(line.to_string(), text);
         assert_eq!(AicLine::parse(&text[6..]), Some(line));
     }
@@ -121,9 +144,11 @@ mod tests {
             pt: 20,
             rungs: Rungs::NONE.with(Rung::L2),
             models: None,
+            short_headers: false,
+            more_units: false,
         };
         assert_eq!(
-            AicLine::parse("1 rungs=0,2,9,x new=thing pt=20"),
+            AicLine::parse("1 rungs=0,2,9,x new=thing headers=odd pt=20"),
             Some(known)
         );
         for wrong in ["2 pt=20 rungs=1", "1 rungs=1", "1 pt=128 rungs=1", ""] {

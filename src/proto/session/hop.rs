@@ -56,6 +56,17 @@ pub(super) fn answered_extmaps(offered: &[Media]) -> Vec<(String, u16, String)> 
         .collect()
 }
 
+/// What this code says of itself.
+const fn line(pt: u8, rungs: Rungs, models: Option<u32>) -> AicLine {
+    AicLine {
+        pt,
+        rungs,
+        models,
+        short_headers: true,
+        more_units: true,
+    }
+}
+
 /// `a=aic` for the audio sections of an offer that get the hint, which framed packets need, under the payload type that the
 /// last one had.
 pub(super) fn offered_aic(
@@ -72,10 +83,7 @@ pub(super) fn offered_aic(
         .iter()
         .filter(|media| !media.rejected && media.kind == MediaKind::Audio)
         .filter(|media| hints.iter().any(|(mid, ..)| *mid == media.mid))
-        .map(|media| {
-            let line = AicLine { pt, rungs, models };
-            (media.mid.clone(), line)
-        })
+        .map(|media| (media.mid.clone(), line(pt, rungs, models)))
         .collect()
 }
 
@@ -90,7 +98,7 @@ pub(super) fn answered_aic(
         .filter_map(|media| {
             let pt = media.aic?.pt;
             aic_id(media)?;
-            Some((media.mid.clone(), AicLine { pt, rungs, models }))
+            Some((media.mid.clone(), line(pt, rungs, models)))
         })
         .collect()
 }
@@ -128,14 +136,9 @@ mod tests {
             let text = audio(lines);
             answered_aic(Sdp::parse(&text).unwrap().media(), OURS)
         };
-        let line = AicLine {
-            pt: 35,
-            rungs: Rungs::ALL,
-            models: None,
-        };
         assert_eq!(
             answered(&format!("{}{AIC}", hint())),
-            [("0".to_owned(), line)]
+            [("0".to_owned(), line(35, Rungs::ALL, None))]
         );
         assert!(answered(AIC).is_empty(), "no hint was offered");
         assert!(answered(&hint()).is_empty(), "no framed packets either");

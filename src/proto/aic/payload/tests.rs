@@ -167,8 +167,9 @@ fn what_is_wrong_is_named() {
     assert_eq!(parse(&[]), Unreadable::Short);
     assert_eq!(parse(&[0x40, 0, 1]), Unreadable::Short);
     assert_eq!(parse(&[0x10, 0, 1, 222, 0]), Unreadable::Short);
-    assert_eq!(parse(&[0xf0, 0, 1, 0, 9]), Unreadable::Codec(15));
-    assert_eq!(parse(&[0x40, 0, 1, 0xc0, 9]), Unreadable::Duration);
+    assert_eq!(parse(&[0x50, 0, 1, 0, 9]), Unreadable::Codec(5));
+    // Three of 10 ms.
+    assert_eq!(parse(&[0x48, 0, 1, 0xc0, 9]), Unreadable::Duration);
     assert_eq!(parse(&[0x4c, 0, 1, 0x80, 9]), Unreadable::Duration);
     assert_eq!(parse(&[0x04, 0, 1, 222, 9]), Unreadable::Count);
     assert_eq!(parse(&[0x40, 0, 1, 0]), Unreadable::Length);

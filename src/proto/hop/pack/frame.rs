@@ -3,7 +3,7 @@
 use super::types::{Encoded, Sent};
 use super::{Packer, Slot};
 use crate::aic::payload::{Body, MAX_TRIMMED, Part, Redundant};
-use crate::aic::{Hint, SHORT_HINT_LEN, VERSION};
+use crate::aic::{HINT_LEN, Hint};
 use crate::hop::header::{self, Elementwise, Fields};
 use crate::hop::original::{DTX_BYTES, Original};
 use crate::hop::{IP_UDP, SHORT_TAG};
@@ -11,7 +11,7 @@ use crate::ladder::Rung;
 use crate::packet::{RtpHeader, append_extension};
 
 /// Bytes that a hint adds at most where no other element is: extension header included.
-const HINT_WIRE: usize = SHORT_HINT_LEN + 5;
+const HINT_WIRE: usize = HINT_LEN + 5;
 
 impl Packer {
     /// Writes the next framed RTP packet into `out`, where one may go. `ntp` is the middle of the NTP
@@ -102,7 +102,12 @@ impl Packer {
         header::write(&first.packet, &first.header, fields, elements, out);
         let copy = self.copies.copy(timestamp, &part);
         sent.copy = copy.is_some() && part.write(copy.as_ref(), self.frames, out).is_ok();
-        if !sent.copy {
+        // Where packets are lost, each is to be read by itself.
+        let whole = sent.copy || self.copies.is_lossy() || !self.config.short_headers;
+        let short = self.run.next(self.next_sequence, timestamp, &part, whole);
+        if let Some(short) = short {
+            short.write(&part, out);
+        } else if !sent.copy {
             // Coded parts were checked when they came, native ones are always in range.
             let _ = part.write(NO_COPY, self.frames, out);
         }
@@ -110,21 +115,23 @@ impl Packer {
         self.stats.framed += 1;
         self.stats.copies += u64::from(sent.copy);
         self.copies.sent(timestamp, part, self.frames);
-        let wire_len = out.len() + IP_UDP + SHORT_TAG + HINT_WIRE;
+        let said = coded.then_some((sent.rung.number(), voice));
+        let hinted = self.config.hint_id.filter(|_| self.pace.wants(ntp, said));
+        let hint_len = hinted.map_or(0, |_| HINT_WIRE);
+        let wire_len = out.len() + IP_UDP + SHORT_TAG + hint_len;
         let native = usize::try_from(sent.native_bytes).unwrap_or(usize::MAX);
         self.predictor.observe(wire_len, native);
-        if let Some(id) = self.config.hint_id
+        if let Some(id) = hinted
             && let Some(header) = RtpHeader::parse(out)
         {
             let hint = Hint {
-                version: VERSION,
                 rung: sent.rung.number(),
                 voice,
                 redundancy: sent.copy,
                 ratio: self.predictor.ratio(),
                 sent: ntp,
             };
-            append_extension(out, &header, id, &hint.to_short_bytes());
+            append_extension(out, &header, id, &hint.to_bytes());
         }
         sent
     }

@@ -46,6 +46,10 @@ pub struct PackerConfig {
     pub first_sequence: u16,
     /// Rungs that the receiver can decode, from its `a=aic`.
     pub peer_rungs: Rungs,
+    /// The receiver reads short headers, from its `a=aic`.
+    pub short_headers: bool,
+    /// It restores originals of 10 and 120 ms, from its `a=aic`.
+    pub more_units: bool,
     /// When copies go along.
     pub redundancy: Redundancy,
     /// Waiting times.
@@ -74,6 +78,18 @@ pub struct EncodeJob {
     pub unit_ms: u8,
     /// Originals lost right before the first of them.
     pub lost_before: u16,
+    /// Originals that went as they came since the last group, the last of them. Where there are some, the receiver
+    /// begins its codec anew with this group.
+    pub skipped: Vec<Skipped>,
+}
+
+/// An original that went as it came, between coded ones.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Skipped {
+    /// The job that it was part of, whose result didn't come in time or couldn't be used; none: of no job.
+    pub job: Option<u64>,
+    /// Its Opus payload.
+    pub payload: Vec<u8>,
 }
 
 /// An engine's result.
@@ -123,7 +139,7 @@ pub enum NativeReason {
     Dtx,
     /// LiveKit's silence.
     Silence,
-    /// No 20, 40 or 60 ms.
+    /// No 10, 20, 40, 60 or 120 ms; or one of 10 ms without another.
     Duration,
     /// Stereo.
     Stereo,

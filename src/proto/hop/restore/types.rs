@@ -74,6 +74,9 @@ pub struct DecodeJob {
     pub count: u8,
     /// Nothing came: the originals are to be made up.
     pub lost: bool,
+    /// Opus payloads of originals that went on as they came since the last coded payload, the last of them. Where there are some,
+    /// the sender began its codec anew.
+    pub skipped: Vec<Vec<u8>>,
 }
 
 /// An engine's result.
@@ -90,7 +93,7 @@ pub struct Decoded {
 /// What a restored packet is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Restored {
-    /// Rung that it came on, from the hint; native where there is none.
+    /// Rung that it came on, from codec and hints; native where it isn't known.
     pub rung: Rung,
     /// It is the original, byte for byte but for the hint.
     pub native: bool,
@@ -113,6 +116,8 @@ pub struct RestorerStats {
     pub unreadable: u64,
     /// Of those, with a codec of another version.
     pub unknown_codec: u64,
+    /// Of those, with a short header that none which came is the whole one of.
+    pub unknown_run: u64,
     /// Copies of another version: ignored.
     pub unknown_copy: u64,
     /// Came twice, or after a copy had taken their place: dropped.

@@ -452,3 +452,150 @@ fn frames_of_another_bundle_cross_the_hop() {
     packer.encoded(clock.at(200), job.id, encoded);
     assert_eq!(packer.stats.native(NativeReason::Refused), 1);
 }
+
+/// Ten seconds of speech of 20 ms: the bytes of headers are what they must be, and every packet is restored as what it was.
+#[test]
+fn steady_speech_takes_75_bytes_of_the_wire_for_40_ms() {
+    let clock = Clock::new();
+    let mut packer = packer_from(Rung::L2, 65_400);
+    packer.renegotiated(PackerConfig {
+        short_headers: true,
+        ..config(0)
+    });
+    let (mut restorer, mut out) = (restorer(), Vec::new());
+    let (mut wire, mut hints, mut heard) = (Vec::new(), 0, Vec::new());
+    for n in 0..500u16 {
+        let ms = u64::from(n) * 20;
+        packer.take(clock.at(ms), &speech(n.wrapping_add(65_300)), 100);
+        let Some(job) = packer.poll_job() else {
+            continue;
+        };
+        packer.encoded(clock.at(ms), job.id, lyra6(&job));
+        let ntp = u32::try_from(ms * 65_536 / 1000).unwrap();
+        packer.poll_packet(ntp, &mut out).unwrap();
+        let header = RtpHeader::parse(&out).unwrap();
+        hints += usize::from(header.extension(&out, HINT).is_some());
+        wire.push(out.len() + 28 + 4);
+        restorer.take(clock.at(ms), ntp, &out, out.len());
+        let job = restorer.poll_job().unwrap();
+        assert_eq!((job.codec, job.gain, job.count), (CodecId::Lyra6, 3, 2));
+        restorer.decoded(clock.at(ms), job.id, opus(&job));
+        while let Some(restored) = restorer.poll_packet(&mut out) {
+            assert_eq!(restored.rung, Rung::L2);
+            let header = RtpHeader::parse(&out).unwrap();
+            heard.push((header.sequence, header.timestamp));
+        }
+    }
+    let expected: Vec<_> = (0..500u16)
+        .map(|n| n.wrapping_add(65_300))
+        .map(|n| (n, u32::from(n) * 960))
+        .collect();
+    // The numbers wrap within it, the timestamps of `speech` with them: what comes after is no gap.
+    assert_eq!(heard, expected);
+    // At the start three times, then each second.
+    assert_eq!(hints, 3 + 9);
+    assert_eq!(wire.iter().min(), Some(&75));
+    let sum: usize = wire.iter().sum();
+    assert!(sum < 250 * 76, "{sum} bytes");
+    assert_eq!(restorer.stats.unreadable, 0);
+}
+
+#[test]
+fn what_goes_native_is_told_with_the_next_group() {
+    use crate::hop::Skipped;
+    let clock = Clock::new();
+    let mut packer = packer(Rung::L4);
+    let native = |n: u16, byte: u8| rtp(OPUS, n, u32::from(n) * 960, &[0x48, byte]);
+    let skipped = |job, payload: &[u8]| Skipped {
+        job,
+        payload: payload.to_vec(),
+    };
+    for n in 1..=7 {
+        packer.take(
+            clock.at(20 * u64::from(n)),
+            &native(n, n.to_le_bytes()[0]),
+            50,
+        );
+    }
+    for n in 8..=9 {
+        packer.take(clock.at(20 * u64::from(n)), &speech(n), 100);
+    }
+    let job = packer.poll_job().unwrap();
+    let last: Vec<_> = (3..=7).map(|byte| skipped(None, &[0x48, byte])).collect();
+    assert_eq!(job.skipped, last, "the last five");
+    // Its result comes too late, after another native one came.
+    packer.take(clock.at(190), &native(10, 10), 50);
+    packer.handle_timeout(clock.at(200));
+    for n in 11..=12 {
+        packer.take(clock.at(20 * u64::from(n)), &speech(n), 100);
+    }
+    packer.encoded(clock.at(241), job.id, lyra6(&job));
+    let late = job.id;
+    let job = packer.poll_job().unwrap();
+    assert_eq!(
+        job.skipped,
+        [
+            skipped(Some(late), &[0x48; 60]),
+            skipped(Some(late), &[0x48; 60]),
+            skipped(None, &[0x48, 10])
+        ]
+    );
+    packer.encoded(clock.at(242), job.id, lyra6(&job));
+    for n in 13..=14 {
+        packer.take(clock.at(20 * u64::from(n)), &speech(n), 100);
+    }
+    assert!(packer.poll_job().unwrap().skipped.is_empty());
+}
+
+#[test]
+fn originals_of_10_and_120_ms_are_coded_and_come_back() {
+    let clock = Clock::new();
+    let mut packer = packer(Rung::L4);
+    packer.renegotiated(PackerConfig {
+        more_units: true,
+        ..config(0)
+    });
+    let (mut restorer, mut out, mut heard) = (restorer(), Vec::new(), Vec::new());
+    // SILK 10 ms; the sixth is lost; then one of 120 ms.
+    let mut originals: Vec<Vec<u8>> = (1..=9)
+        .filter(|n| *n != 6)
+        .map(|n| rtp(OPUS, n, u32::from(n) * 480, &[0x40; 40]))
+        .collect();
+    originals.push(rtp(OPUS, 10, 4800, &[0x5b, 2, 9, 9, 9, 9, 9, 9, 9]));
+    let mut jobs = Vec::new();
+    for (n, original) in originals.iter().enumerate() {
+        let now = clock.at(10 * n as u64);
+        packer.take(now, original, 100);
+        while let Some(job) = packer.poll_job() {
+            jobs.push((job.packets.len(), job.unit_ms));
+            let encoded = Encoded {
+                codec: CodecId::Opus,
+                payload: vec![0x50; 30],
+                gain: 0,
+                unit_ms: job.unit_ms,
+                voice: true,
+                rung: Rung::L4,
+            };
+            packer.encoded(now, job.id, encoded);
+        }
+        while packer.poll_packet(0, &mut out).is_some() {
+            restorer.take(now, 0, &out, out.len());
+            while let Some(job) = restorer.poll_job() {
+                restorer.decoded(now, job.id, opus(&job));
+            }
+        }
+        while let Some(restored) = restorer.poll_packet(&mut out) {
+            let header = RtpHeader::parse(&out).unwrap();
+            heard.push((header.sequence, header.timestamp, restored.native));
+        }
+    }
+    assert_eq!(jobs, [(4, 10), (2, 10), (1, 120)]);
+    // Four together; one before the gap, and the third after it, have no partner.
+    let natives = [5, 9];
+    let expected: Vec<_> = (1..=10)
+        .filter(|n| *n != 6)
+        .map(|n| (n, u32::from(n) * 480, natives.contains(&n)))
+        .collect();
+    assert_eq!(heard, expected);
+    assert_eq!(packer.stats.native(NativeReason::Duration), 2);
+}

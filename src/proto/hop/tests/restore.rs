@@ -345,7 +345,7 @@ fn what_cannot_be_read_is_counted() {
     let mut restorer = restorer();
     restorer.take(clock.at(0), 0, &[0x80, AIC], 60);
     restorer.take(clock.at(0), 0, &rtp(AIC, 1, 0, &[0x40]), 60);
-    restorer.take(clock.at(0), 0, &rtp(AIC, 2, 0, &[0xf0, 0, 1, 0, 9]), 60);
+    restorer.take(clock.at(0), 0, &rtp(AIC, 2, 0, &[0x50, 0, 1, 0, 9]), 60);
     let other_copy = [0x41, 0, 9, 0, 0xf0, 0x21, 0, 2, 7, 7, 0x58, 1];
     restorer.take(clock.at(0), 0, &rtp(AIC, 3, 0, &other_copy), 60);
     let stats = restorer.stats;

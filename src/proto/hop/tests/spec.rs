@@ -1,7 +1,7 @@
 //! The tables of docs/protocol.md.
 
 use super::*;
-use crate::aic::payload::{Body, Part, Payload, Redundant};
+use crate::aic::payload::{Body, Part, Payload, Redundant, Short};
 use crate::aic::tests::{bytes, vectors};
 
 /// The fields of a row: `Codec, name value, …`.
@@ -88,6 +88,48 @@ fn its_payloads_are_read_and_written() {
             );
         }
     }
+}
+
+#[test]
+fn its_short_payloads_are_read_and_written() {
+    use crate::hop::run::Anchors;
+    let mut read = 0;
+    for row in vectors("short payload") {
+        let lyra = row[0].contains("after Lyra6");
+        let whole = if lyra {
+            [&[0x34, 1, 0, 3][..], &[7; 30]].concat()
+        } else {
+            vec![0x46, 1, 0, 0x1f, 0x50, 0xaa]
+        };
+        let mut anchors = Anchors::default();
+        let first = (1000, 960_000);
+        anchors.read(first, &whole, Frames::LYRA).unwrap();
+        let (position, said) = row[0].split_once(": ").unwrap();
+        let number = |name: &str| {
+            let found = position
+                .split(", ")
+                .find_map(|part| part.strip_prefix(name));
+            found.unwrap().trim().parse::<u32>().unwrap()
+        };
+        let position = (
+            u16::try_from(number("packet")).unwrap(),
+            number("timestamp"),
+        );
+        let payload = bytes(&row[1]);
+        let result = anchors.read(position, &payload, Frames::LYRA);
+        if row[0].starts_with("none") {
+            assert!(result.is_err(), "{}", row[0]);
+            continue;
+        }
+        let (expected, _) = part(said);
+        assert_eq!(result.unwrap().part.to_owned(), expected, "{}", row[0]);
+        let (short, _) = Short::parse(&payload).unwrap().unwrap();
+        let mut written = Vec::new();
+        short.write(&expected, &mut written);
+        assert_eq!(written, payload, "{}", row[0]);
+        read += 1;
+    }
+    assert!(read >= 3);
 }
 
 #[test]

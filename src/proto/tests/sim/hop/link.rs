@@ -3,10 +3,9 @@
 use super::engine::{Engine, MADE_UP, Manners};
 use super::source::{self, LEVEL_ID, MID_ID, OPUS, RED, SSRC, Spoken};
 use crate::net::{Netem, Rng};
-use auralink_proto::aic::payload::Payload;
 use auralink_proto::hop::{
-    DecodeJob, EncodeJob, PackTiming, Packer, PackerConfig, Redundancy, Report, RestoreTiming,
-    Restored, Restorer, RestorerConfig, report,
+    Anchors, DecodeJob, EncodeJob, PackTiming, Packer, PackerConfig, Redundancy, Report,
+    RestoreTiming, Restored, Restorer, RestorerConfig, report,
 };
 use auralink_proto::ladder::{Frames, Rung, Rungs};
 use auralink_proto::packet::RtpHeader;
@@ -57,6 +56,8 @@ struct Framed {
     copy_of: Option<u64>,
     /// When it first came.
     arrived: Option<u64>,
+    /// It came, and can't be read.
+    unread: bool,
 }
 
 /// A restored packet, and when.
@@ -83,6 +84,8 @@ pub(super) struct Link {
     order: u64,
     burst: usize,
     framed: Vec<Framed>,
+    /// What reads them as they are sent, and as they come.
+    anchors: [Anchors; 2],
     /// When each original came to the packer.
     pub(super) came: BTreeMap<u16, u64>,
     pub(super) heard: Vec<Heard>,
@@ -103,6 +106,8 @@ impl Link {
             level_id: Some(LEVEL_ID),
             first_sequence: first,
             peer_rungs: Rungs::ALL,
+            short_headers: true,
+            more_units: true,
             redundancy: plan.redundancy,
             timing: PackTiming::default(),
         });
@@ -138,6 +143,7 @@ impl Link {
             order,
             burst: 0,
             framed: Vec::new(),
+            anchors: Default::default(),
             came: BTreeMap::new(),
             heard: Vec::new(),
             seen_reports: Vec::new(),
@@ -197,6 +203,13 @@ impl Link {
             let (place, packet) = entry.remove();
             let framed = &mut self.framed[usize::try_from(place).unwrap()];
             framed.arrived.get_or_insert(self.now_ms);
+            // Where all whole headers of its run were lost, nobody can read it.
+            let header = RtpHeader::parse(&packet).unwrap();
+            let position = (header.sequence, header.timestamp);
+            let [_, anchors] = &mut self.anchors;
+            framed.unread = anchors
+                .read(position, header.payload(&packet), Frames::LYRA)
+                .is_err();
             let ntp = self.ntp();
             self.restorer.take(now, ntp, &packet, packet.len() + 32);
         }
@@ -229,7 +242,10 @@ impl Link {
         while let Some(sent) = self.packer.poll_packet(ntp, &mut packet) {
             let header = RtpHeader::parse(&packet).unwrap();
             assert_eq!((header.payload_type, header.ssrc), (AIC, SSRC));
-            let payload = Payload::parse(header.payload(&packet), Frames::LYRA).unwrap();
+            let position = (header.sequence, header.timestamp);
+            let payload = header.payload(&packet);
+            let [anchors, _] = &mut self.anchors;
+            let payload = anchors.read(position, payload, Frames::LYRA).unwrap();
             assert_eq!(payload.part.packets, sent.originals);
             assert_eq!(payload.redundant.is_some(), sent.copy);
             let place = self.framed.len() as u64;
@@ -246,6 +262,7 @@ impl Link {
                 originals,
                 copy_of,
                 arrived: None,
+                unread: false,
             });
             // A burst, and after it at least as many packets without another.
             let (chance, length) = self.plan.bursts;
@@ -331,7 +348,8 @@ impl Link {
             }
         }
         for framed in &self.framed {
-            let came = framed.arrived.is_some() || self.copy_came(framed);
+            books.unread += usize::from(framed.unread);
+            let came = framed.arrived.is_some() && !framed.unread || self.copy_came(framed);
             for sequence in &framed.originals {
                 books.sent += 1;
                 match heard.get(sequence) {
@@ -425,6 +443,8 @@ pub(super) struct Books {
     pub(super) copied: usize,
     pub(super) concealed: usize,
     pub(super) missing: usize,
+    /// Framed packets that came after all that they could have been read by were lost.
+    pub(super) unread: usize,
     pub(super) twice: BTreeSet<u16>,
 }
 

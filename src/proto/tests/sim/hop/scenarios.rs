@@ -187,6 +187,7 @@ fn everything_at_once_loses_no_more_than_the_network_did() {
         link.run();
         let books = link.account();
         assert!(books.missing * 100 < books.sent * 12, "{books:?}");
+        assert!(books.unread * 500 < books.sent, "{books:?}");
         assert_eq!(link.packer.stats.dropped + link.restorer.stats.dropped, 0);
     });
 }

@@ -43,6 +43,8 @@ impl Rule for TrackRule {
         self.pack = Some(PackRule {
             pt,
             rungs: Rungs::ALL,
+            short_headers: true,
+            more_units: true,
             models,
             rung: Rung::L2,
             hint_id: HINT,
