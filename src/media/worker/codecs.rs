@@ -4,7 +4,7 @@ use super::{Out, Pc, State, now};
 use auralink_engine as engine;
 use auralink_engine::{Busy, Port};
 use auralink_proto::coding::{EngineRungs, Job, Outcome, Way};
-use auralink_proto::hop::{Decoded, Encoded, Refusal};
+use auralink_proto::hop::{Decoded, Encoded, Refusal, Skipped};
 use auralink_proto::relay::{Scratch, relay_of_track};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -85,8 +85,7 @@ pub(super) fn jobs(
                         rung: job.rung,
                         packets: job.packets,
                         lost_before: job.lost_before,
-                        // Not yet: what it does to speech after pauses is not measured.
-                        skipped: Vec::new(),
+                        skipped: job.skipped.into_iter().map(skipped).collect(),
                     }),
                     instead(Refusal::Busy),
                 )
@@ -101,7 +100,7 @@ pub(super) fn jobs(
                     unit_ms: job.unit_ms,
                     count: job.count,
                     lost: job.lost,
-                    skipped: Vec::new(),
+                    skipped: job.skipped,
                 }),
                 Outcome::Failed(track, job.id),
             ),
@@ -176,6 +175,13 @@ impl State {
                 }
             }
         }
+    }
+}
+
+fn skipped(one: Skipped) -> engine::Skipped {
+    engine::Skipped {
+        job: one.job,
+        payload: one.payload,
     }
 }
 
