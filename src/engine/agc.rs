@@ -80,15 +80,6 @@ impl Agc {
         }
     }
 
-    /// Brings sound from before the next packet to the gain that it went with.
-    pub fn before(&self, pcm: &mut [f32]) {
-        let gain = f32::from(self.gain);
-        ramp(pcm, gain, gain, RAMP);
-        for sample in pcm {
-            *sample = sample.clamp(-1.0, 1.0);
-        }
-    }
-
     fn learn(&mut self, level: f32) {
         if level < FLOOR {
             return;

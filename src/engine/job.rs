@@ -45,18 +45,6 @@ pub struct Encode {
     pub packets: Vec<Vec<u8>>,
     /// How many originals were lost right before the first of them.
     pub lost_before: u16,
-    /// Originals that went as they came since the last group, the last of them, in order. Where there are some, the
-    /// codec begins anew, as the receiver's does.
-    pub skipped: Vec<Skipped>,
-}
-
-/// An original that went as it came.
-#[derive(Debug, Clone)]
-pub struct Skipped {
-    /// The [`Encode`] that it was part of, whose outcome wasn't used; none: of none.
-    pub job: Option<u64>,
-    /// Its Opus payload.
-    pub payload: Vec<u8>,
 }
 
 /// A payload to be restored.
@@ -78,9 +66,6 @@ pub struct Decode {
     pub count: u8,
     /// The payload never came: make up `count` originals from what came before, fading out.
     pub lost: bool,
-    /// Opus payloads of originals that went on as they came since the last job, the last of them. Where there are some, the codec begins
-    /// anew, as the sender's did, and what it gives is faded over from how they would go on.
-    pub skipped: Vec<Vec<u8>>,
 }
 
 /// An Opus packet (RFC 6716) to be coded anew: mono, 10, 20, 40, 60 or 120 ms.

@@ -32,7 +32,6 @@ pub use breaker::Settings as BreakerSettings;
 pub use engine::{Counters, Engine, EngineConfig, Port, StartError, Status};
 pub use job::{
     Busy, Decode, Decoded, Direction, Encode, Encoded, Job, Outcome, Recode, Recoded, Refusal,
-    Skipped,
 };
 pub use opus::libopus;
 pub use verify::{Report, Timing, VerifyError, verify};

@@ -185,8 +185,6 @@ pub struct SpeechEncoder {
     bitrate: u32,
     /// Samples of 20 ms.
     frame: usize,
-    /// The next packet is to be decoded without those before it.
-    alone: bool,
 }
 
 impl std::fmt::Debug for SpeechEncoder {
@@ -250,7 +248,6 @@ impl SpeechEncoder {
             inner,
             bitrate,
             frame: sample_rate / 50,
-            alone: false,
         })
     }
 
@@ -264,15 +261,8 @@ impl SpeechEncoder {
             return Err(CodecError::Input("not 10, 20, 40, 60 or 120 ms"));
         }
         let mut packet = vec![0; LARGEST];
-        let alone = std::mem::take(&mut self.alone);
-        if alone {
-            self.inner.set_prediction_disabled(true)?;
-        }
-        let length = self.inner.encode_float_to_slice(pcm, &mut packet);
-        if alone {
-            self.inner.set_prediction_disabled(false)?;
-        }
-        packet.truncate(length?);
+        let length = self.inner.encode_float_to_slice(pcm, &mut packet)?;
+        packet.truncate(length);
         packet.shrink_to_fit();
         Ok(packet)
     }
@@ -286,26 +276,8 @@ impl SpeechEncoder {
         Ok(())
     }
 
-    /// Begins anew amid a sound of which a decoder has heard up to the end of `before`, from another encoder: it is coded for its effect on the
-    /// state, so that the next packet goes on from it, and is decoded by itself. Of less than 20 ms, nothing of it is known.
-    pub(crate) fn lead_in(&mut self, before: &[f32]) {
-        self.reset();
-        let from = before.len().saturating_sub(self.frame);
-        let last = before.get(from..).unwrap_or_default();
-        // It fails for no whole frame.
-        self.alone = last.len() == self.frame && self.encode(last).is_ok();
-    }
-
-    /// Samples by which its sound comes out later.
-    pub(crate) fn look_ahead(&mut self) -> usize {
-        self.inner
-            .get_look_ahead()
-            .map_or(0, |samples| samples as usize)
-    }
-
     /// Forgets the stream.
     pub(crate) fn reset(&mut self) {
-        self.alone = false;
         // Fails for no encoder that was made.
         let _ = self.inner.reset();
     }

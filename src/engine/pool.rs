@@ -582,7 +582,6 @@ mod tests {
             rung: Rung::L3,
             packets: Vec::new(),
             lost_before: 0,
-            skipped: Vec::new(),
         });
         let close = Job::Close {
             track,

@@ -6,7 +6,7 @@ use opusic_c::SampleRate;
 use crate::agc::{self, Agc, Undo, ramp_at};
 use crate::codec::{Codec, CodecError, DecodeTask, FRAME, SAMPLE_RATE};
 use crate::gate::{Content, Gate};
-use crate::job::{Decode, Refusal, Skipped};
+use crate::job::{Decode, Refusal};
 use crate::lyra::{LyraDecoder, LyraEncoder};
 use crate::opus::{Decoder, Enhancement, Opus, SpeechEncoder};
 
@@ -14,8 +14,6 @@ use crate::opus::{Decoder, Enhancement, Opus, SpeechEncoder};
 const LONGEST: usize = 3 * FRAME;
 /// Lost originals that are worth concealing to keep the decoder's state near the sender's.
 const CONCEALED: u16 = 3;
-/// Sound that is kept of what went before: a frame of the slowest codec.
-const LEAD: usize = 2 * FRAME;
 /// Louder than this is taken for somebody speaking where no detector is at hand, dBFS.
 const LOUD: f32 = -50.0;
 
@@ -50,10 +48,6 @@ pub(crate) struct Sender {
     pub(crate) opus: Option<SpeechEncoder>,
     family: Option<Family>,
     loud: bool,
-    /// The last job whose originals were decoded.
-    heard: Option<u64>,
-    /// The last sound before any gain, at 16 kHz and at the rate of `wide`.
-    lead: (Vec<f32>, Vec<f32>),
 }
 
 impl Sender {
@@ -72,8 +66,6 @@ impl Sender {
             opus: None,
             family: None,
             loud: false,
-            heard: None,
-            lead: (Vec::new(), Vec::new()),
         })
     }
 
@@ -82,60 +74,6 @@ impl Sender {
         self.gate = Gate::default();
         if self.family == Some(Family::Neural) {
             self.family = None;
-        }
-    }
-
-    /// Decodes what went as it came, of which only the effect on the decoders is wanted and the last sound, and forgets the codec, as the receiver does.
-    /// Nothing of it: everything goes on.
-    pub(crate) fn skip(&mut self, skipped: &[Skipped]) {
-        if skipped.is_empty() {
-            return;
-        }
-        self.family = None;
-        // What came too late was decoded then.
-        let new = |one: &&Skipped| one.job.is_none_or(|job| self.heard < Some(job));
-        let new: Vec<&Skipped> = skipped.iter().filter(new).collect();
-        let mut pcm = Vec::new();
-        for one in &new {
-            if is_encrypted(&one.payload) || self.decoder.decode(&one.payload, &mut pcm).is_err() {
-                self.decoder.reset();
-                pcm.clear();
-                self.lead.0.clear();
-            }
-        }
-        tame(&mut pcm);
-        remember(&mut self.lead.0, &pcm);
-        if let Some(wide) = &mut self.wide {
-            pcm.clear();
-            for one in &new {
-                if is_encrypted(&one.payload) || wide.decode(&one.payload, &mut pcm).is_err() {
-                    wide.reset();
-                    pcm.clear();
-                    self.lead.1.clear();
-                }
-            }
-            tame(&mut pcm);
-            remember(&mut self.lead.1, &pcm);
-        }
-    }
-
-    /// Sound before the next group, at the level that [`Sender::level`] will begin with: a codec that begins anew goes on from it. At 16 kHz, and at
-    /// the rate of [`Sender::take_wide`].
-    pub(crate) fn lead(&self) -> (Vec<f32>, Vec<f32>) {
-        let (mut lead, mut wide) = self.lead.clone();
-        self.agc.before(&mut lead);
-        self.agc.before(&mut wide);
-        (lead, wide)
-    }
-
-    /// A job's originals were decoded to this sound.
-    pub(crate) fn heard(&mut self, job: u64, pcm: &[f32], wide: &[f32]) {
-        self.heard = Some(job);
-        remember(&mut self.lead.0, pcm);
-        if wide.is_empty() {
-            self.lead.1.clear();
-        } else {
-            remember(&mut self.lead.1, wide);
         }
     }
 
@@ -240,17 +178,6 @@ impl Sender {
     }
 }
 
-/// Adds to what is kept of the last sound.
-fn remember(lead: &mut Vec<f32>, pcm: &[f32]) {
-    // Of a wide codec it is a third of it at least.
-    lead.extend_from_slice(
-        pcm.get(pcm.len().saturating_sub(3 * LEAD)..)
-            .unwrap_or_default(),
-    );
-    let surplus = lead.len().saturating_sub(3 * LEAD);
-    lead.drain(..surplus);
-}
-
 /// Sound within ±1.
 fn tame(pcm: &mut [f32]) {
     for sample in pcm {
@@ -311,8 +238,6 @@ pub(crate) struct Receiver {
     local: Option<SpeechEncoder>,
     /// The first packet of a codec is still to come out.
     fresh: bool,
-    /// Of originals that go on as they came between coded ones.
-    passed: Option<Decoder>,
 }
 
 impl Receiver {
@@ -327,7 +252,6 @@ impl Receiver {
             undo: Undo::default(),
             local: None,
             fresh: false,
-            passed: None,
         }
     }
 
@@ -412,46 +336,6 @@ impl Receiver {
         Ok(())
     }
 
-    /// Follows originals that went on as they came: the codec begins anew with what comes next, and so does the local encoder, amid the sound that the
-    /// listener's decoder has from them. Returns how they would go on, to fade over from; nothing where that isn't known.
-    pub(crate) fn follow(&mut self, skipped: &[Vec<u8>], local: (u32, u8)) -> Vec<f32> {
-        self.family = None;
-        let frame = self.rate / 50;
-        let decoder = match self.passed.take() {
-            Some(mut decoder) if decoder.sample_rate() == self.rate => {
-                decoder.reset();
-                Ok(decoder)
-            }
-            _ => Decoder::at(self.rate, Enhancement::None),
-        };
-        let (Ok(mut decoder), Some(encoder)) = (decoder, self.local(local)) else {
-            return Vec::new();
-        };
-        encoder.reset();
-        let mut sound = Vec::new();
-        let known = skipped
-            .iter()
-            .all(|packet| !is_encrypted(packet) && decoder.decode(packet, &mut sound).is_ok());
-        let end = sound.len();
-        let goes_on = known && decoder.conceal(2 * frame, &mut sound).is_ok();
-        if !goes_on {
-            return Vec::new();
-        }
-        tame(&mut sound);
-        // What goes into the encoder comes out later by its look-ahead.
-        let tail = sound.split_off(end + encoder.look_ahead().min(frame));
-        encoder.lead_in(&sound);
-        self.passed = Some(decoder);
-        tail
-    }
-
-    fn local(&mut self, (bitrate, complexity): (u32, u8)) -> Option<&mut SpeechEncoder> {
-        if self.local.is_none() {
-            self.local = SpeechEncoder::local(self.rate, bitrate, complexity).ok();
-        }
-        self.local.as_mut()
-    }
-
     /// What the neural codec makes up after its last packet.
     pub(crate) fn tail_neural(
         &mut self,
@@ -517,7 +401,7 @@ impl Receiver {
         family: Family,
         pcm: &mut [f32],
         tail: &[f32],
-        local: (u32, u8),
+        (bitrate, complexity): (u32, u8),
     ) -> Option<(Vec<Vec<u8>>, Vec<u8>, bool)> {
         let (unit, delay) = (self.unit(job), self.delay(family));
         if job.lost {
@@ -535,7 +419,10 @@ impl Receiver {
         for sample in pcm.iter_mut() {
             *sample = sample.clamp(-1.0, 1.0);
         }
-        let local = self.local(local)?;
+        if self.local.is_none() {
+            self.local = SpeechEncoder::local(self.rate, bitrate, complexity).ok();
+        }
+        let local = self.local.as_mut()?;
         let (mut packets, mut levels) = (Vec::new(), Vec::new());
         let mut voice = false;
         for original in pcm.chunks_exact(unit) {

@@ -20,7 +20,6 @@ mod window;
 
 pub use pack::{
     EncodeJob, Encoded, NativeReason, PackTiming, Packer, PackerConfig, PackerStats, Refusal, Sent,
-    Skipped,
 };
 pub use redundancy::Redundancy;
 pub use report::Report;

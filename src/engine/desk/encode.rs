@@ -10,9 +10,6 @@ use crate::gate::Window;
 use crate::job::{Encode, Encoded, Outcome, Refusal};
 use crate::track::{Family, Sender};
 
-/// Frames of sound that a neural codec is led in by: the models look back further than one.
-const LED_IN: usize = 3;
-
 struct Encoding {
     index: usize,
     key: Key,
@@ -22,8 +19,6 @@ struct Encoding {
     pcm: Vec<f32>,
     /// The same at the neural codec's rate, where that is another.
     wide: Vec<f32>,
-    /// Sound before it, where the codec begins anew, at either rate.
-    lead: (Vec<f32>, Vec<f32>),
     unit_ms: u8,
     wanted: Rung,
     rung: Rung,
@@ -31,20 +26,6 @@ struct Encoding {
     payload: Vec<u8>,
     refused: Option<Refusal>,
     failed: Option<Rung>,
-}
-
-impl Encoding {
-    /// Its sound after up to [`LED_IN`] frames of what went before, where the codec begins anew, and how many they are.
-    fn led_in(&self, frame: usize) -> Option<(Vec<f32>, usize)> {
-        let (lead, sound) = if self.wide.is_empty() {
-            (&self.lead.0, &self.pcm)
-        } else {
-            (&self.lead.1, &self.wide)
-        };
-        let frames = (lead.len() / frame).min(LED_IN);
-        let lead = lead.get(lead.len() - frames * frame..)?;
-        (frames > 0).then(|| ([lead, sound].concat(), frames))
-    }
 }
 
 impl Desk {
@@ -68,12 +49,6 @@ impl Desk {
                 continue;
             };
             let mut pcm = Vec::new();
-            sender.skip(&job.skipped);
-            let lead = if job.skipped.is_empty() {
-                (Vec::new(), Vec::new())
-            } else {
-                sender.lead()
-            };
             match sender.take(&job.packets, job.lost_before, &mut pcm) {
                 Ok(_) if !pcm.len().is_multiple_of(FRAME) => {
                     let reason = Refusal::Duration;
@@ -88,7 +63,6 @@ impl Desk {
                     if taken.is_err() {
                         wide.clear();
                     }
-                    sender.heard(job.id, &pcm, &wide);
                     work.push(Encoding {
                         index,
                         key,
@@ -97,7 +71,6 @@ impl Desk {
                         sender,
                         pcm,
                         wide,
-                        lead,
                         unit_ms,
                         wanted: job.rung,
                         rung: job.rung,
@@ -230,9 +203,6 @@ impl Desk {
             one.refused = Some(Refusal::Failed);
             return;
         };
-        if !one.lead.0.is_empty() {
-            state.lead_in(&one.lead.0);
-        }
         let mut batch = [EncodeTask::new(state, one.rung, &one.pcm)];
         self.opus.encode(&mut batch);
         let [task] = batch;
@@ -255,16 +225,12 @@ impl Desk {
             .fold(Rungs::NONE, |rungs, one| rungs.with(one.rung));
         let mut places = Vec::with_capacity(work.len());
         let mut batch = Vec::with_capacity(work.len());
-        let format = neural.format();
-        // A codec that begins anew is led in by the frames before, of which no bytes go.
-        let led: Vec<Option<(Vec<f32>, usize)>> =
-            work.iter().map(|one| one.led_in(format.frame)).collect();
-        for ((place, one), led) in work.iter_mut().enumerate().zip(&led) {
+        for (place, one) in work.iter_mut().enumerate() {
             if let (None, Some(state)) = (one.refused, &mut one.sender.lyra) {
-                let sound = match led {
-                    Some((sound, _)) => sound,
-                    None if one.wide.is_empty() => &one.pcm,
-                    None => &one.wide,
+                let sound = if one.wide.is_empty() {
+                    &one.pcm
+                } else {
+                    &one.wide
                 };
                 batch.push(EncodeTask::new(state, one.rung, sound));
                 places.push(place);
@@ -285,12 +251,7 @@ impl Desk {
             };
             one.failed = slow.then_some(one.rung);
             match done {
-                Ok(()) => {
-                    let led = led.get(place).and_then(Option::as_ref);
-                    let frames = led.map_or(0, |(_, frames)| *frames);
-                    let each = format.wire.each(one.rung.codec()).unwrap_or(0);
-                    one.payload = payload.get(frames * each..).unwrap_or_default().to_vec();
-                }
+                Ok(()) => one.payload = payload,
                 Err(error) => {
                     tracing::debug!(%error, "the neural codec could not encode");
                     one.failed = Some(one.rung);

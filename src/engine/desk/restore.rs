@@ -54,12 +54,7 @@ impl Desk {
                 self.keep_receiver(key, receiver, now);
                 continue;
             };
-            let mut tail = if job.skipped.is_empty() {
-                self.switch(&mut receiver, family, job.gain)
-            } else {
-                let local = (self.settings.bitrate, self.settings.complexity);
-                receiver.follow(&job.skipped, local)
-            };
+            let mut tail = self.switch(&mut receiver, family, job.gain);
             let before = receiver.rate();
             let good = receiver.begin(family, self.kit.neural.as_deref()).is_ok();
             if receiver.rate() != before {

@@ -202,7 +202,6 @@ impl<'a> Run<'a> {
                 unit_ms: coded.unit_ms,
                 count: self.group as u8,
                 lost: false,
-                skipped: Vec::new(),
             };
             if lost[at] {
                 self.lost += 1;
@@ -233,7 +232,6 @@ impl<'a> Run<'a> {
                 rung,
                 packets: group.to_vec(),
                 lost_before: 0,
-                skipped: Vec::new(),
             }));
             self.groups += 1;
             sent.push(match outcome {

@@ -58,7 +58,6 @@ pub(crate) fn group(track: u64, id: u64, rung: Rung, packets: &[Vec<u8>]) -> Job
         rung,
         packets: packets.to_vec(),
         lost_before: 0,
-        skipped: Vec::new(),
     })
 }
 
@@ -83,7 +82,6 @@ pub(super) fn payload(coded: &Encoded, count: usize) -> Decode {
         unit_ms: coded.unit_ms,
         count: count as u8,
         lost: false,
-        skipped: Vec::new(),
     }
 }
 
@@ -318,7 +316,6 @@ fn losses_are_concealed_and_fade() {
         unit_ms: 20,
         count: 2,
         lost: true,
-        skipped: Vec::new(),
     };
     port.try_send(Job::Decode(lost(0))).unwrap();
     assert_eq!(
@@ -400,7 +397,6 @@ fn what_cannot_be_coded_is_refused_with_the_reason() {
             unit_ms,
             count,
             lost: false,
-            skipped: Vec::new(),
         }))
         .unwrap();
         assert_eq!(

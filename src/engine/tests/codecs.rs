@@ -171,7 +171,6 @@ fn groups_that_are_no_whole_frames_take_opus() {
             unit_ms: 20,
             count,
             lost: false,
-            skipped: Vec::new(),
         };
         port.try_send(Job::Decode(job)).unwrap();
         let outcome = super::call::next(&port, std::time::Duration::from_secs(10));
@@ -201,7 +200,6 @@ fn losses_at_40_ms_a_frame_are_concealed_to_the_sample() {
             unit_ms: 20,
             count,
             lost: true,
-            skipped: Vec::new(),
         };
         levels.extend(decode(&port, lost).levels);
     }

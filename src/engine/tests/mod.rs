@@ -7,4 +7,3 @@ pub(crate) use call::group;
 mod faults;
 mod recode;
 mod steps;
-mod switches;

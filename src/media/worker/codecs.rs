@@ -4,7 +4,7 @@ use super::{Out, Pc, State, now};
 use auralink_engine as engine;
 use auralink_engine::{Busy, Port};
 use auralink_proto::coding::{EngineRungs, Job, Outcome, Way};
-use auralink_proto::hop::{Decoded, Encoded, Refusal, Skipped};
+use auralink_proto::hop::{Decoded, Encoded, Refusal};
 use auralink_proto::relay::{Scratch, relay_of_track};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -85,7 +85,6 @@ pub(super) fn jobs(
                         rung: job.rung,
                         packets: job.packets,
                         lost_before: job.lost_before,
-                        skipped: job.skipped.into_iter().map(skipped).collect(),
                     }),
                     instead(Refusal::Busy),
                 )
@@ -100,7 +99,6 @@ pub(super) fn jobs(
                     unit_ms: job.unit_ms,
                     count: job.count,
                     lost: job.lost,
-                    skipped: job.skipped,
                 }),
                 Outcome::Failed(track, job.id),
             ),
@@ -175,13 +173,6 @@ impl State {
                 }
             }
         }
-    }
-}
-
-fn skipped(one: Skipped) -> engine::Skipped {
-    engine::Skipped {
-        job: one.job,
-        payload: one.payload,
     }
 }
 

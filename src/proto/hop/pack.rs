@@ -5,7 +5,7 @@ mod resend;
 mod types;
 
 pub use types::{
-    EncodeJob, Encoded, NativeReason, PackTiming, PackerConfig, PackerStats, Refusal, Sent, Skipped,
+    EncodeJob, Encoded, NativeReason, PackTiming, PackerConfig, PackerStats, Refusal, Sent,
 };
 
 use crate::aic::payload::TICKS_PER_MS;
@@ -33,10 +33,6 @@ const FAILURES: u32 = 3;
 
 /// The rest after refusals that last doubles so often: up to 4.8 s.
 const MAX_DOUBLINGS: u32 = 4;
-
-/// Originals that went as they came and that the next group's codecs are told of: 100 ms of 20 ms, in which an Opus decoder has found
-/// into a stream.
-pub(super) const MOST_SKIPPED: usize = 5;
 
 /// Recovered packets of which a late original is recognised.
 const RECOVERED: usize = 16;
@@ -81,8 +77,6 @@ pub struct Packer {
     newest: Option<(u16, u32)>,
     recovered: VecDeque<u16>,
     lost: u16,
-    /// With their sequence numbers, in order.
-    skipped: Vec<(u16, Skipped)>,
     open: Option<Open>,
     line: VecDeque<Slot>,
     /// Out of order already: they wait for nobody.
@@ -113,7 +107,6 @@ impl Packer {
             newest: None,
             recovered: VecDeque::with_capacity(RECOVERED),
             lost: 0,
-            skipped: Vec::new(),
             open: None,
             line: VecDeque::new(),
             aside: VecDeque::new(),
@@ -272,7 +265,6 @@ impl Packer {
                 self.close(now);
                 self.lost = 0;
                 self.count(reason, 1);
-                self.skip(&original, None);
                 self.push(Slot::Native(original));
                 return;
             }
@@ -369,7 +361,6 @@ impl Packer {
             };
             self.count(reason, open.originals.len());
             for original in open.originals {
-                self.skip(&original, None);
                 self.push(Slot::Native(original));
             }
             return;
@@ -386,7 +377,6 @@ impl Packer {
                 .collect(),
             unit_ms: open.unit_ms,
             lost_before: open.lost_before,
-            skipped: self.skipped.drain(..).map(|(_, one)| one).collect(),
         });
         self.push(Slot::Waiting {
             id,
@@ -394,25 +384,6 @@ impl Packer {
             unit_ms: open.unit_ms,
             originals: open.originals,
         });
-    }
-
-    /// Remembers an original that goes as it came, for the codecs to know of.
-    fn skip(&mut self, original: &Original, job: Option<u64>) {
-        let payload = original.media();
-        if original.payload_type != self.config.opus_pt || payload.is_empty() {
-            return;
-        }
-        let sequence = original.header.sequence;
-        let after = |(other, _): &&(u16, Skipped)| sequence.wrapping_sub(*other).cast_signed() < 0;
-        // A group that is given up comes after what waited for it.
-        let behind = self.skipped.iter().rev().take_while(after).count();
-        let payload = payload.to_vec();
-        let at = self.skipped.len() - behind;
-        self.skipped
-            .insert(at, (sequence, Skipped { job, payload }));
-        if self.skipped.len() > MOST_SKIPPED {
-            self.skipped.remove(0);
-        }
     }
 
     fn waiting(&self) -> usize {
@@ -521,7 +492,6 @@ impl Packer {
         self.jobs.retain(|job| job.id != id);
         self.count(reason, originals.len());
         for (offset, original) in originals.into_iter().enumerate() {
-            self.skip(&original, Some(id));
             self.line.insert(at + offset, Slot::Native(original));
         }
         // A group is one in line, its originals are several.

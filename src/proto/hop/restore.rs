@@ -13,7 +13,6 @@ use crate::aic::Hint;
 use crate::aic::payload::{Body, TICKS_PER_MS, Unreadable};
 use crate::hop::Report;
 use crate::hop::header;
-use crate::hop::pack::MOST_SKIPPED;
 use crate::hop::run::Anchors;
 use crate::hop::window::{Arrival, Frame, Window};
 use crate::ladder::{CodecId, Frames, Rung, Rungs};
@@ -56,8 +55,6 @@ pub struct Restorer {
     /// Distance of the copies, and the place of the last packet that had one.
     copies: Option<(u8, u64)>,
     last: Option<Last>,
-    /// Opus that went on as it came since.
-    skipped: VecDeque<Vec<u8>>,
     /// What would have come next was given up.
     gap: bool,
     next_id: u64,
@@ -86,7 +83,6 @@ impl Restorer {
             opus_rung: None,
             copies: None,
             last: None,
-            skipped: VecDeque::new(),
             gap: false,
             next_id: 0,
             jobs: VecDeque::new(),
@@ -336,7 +332,6 @@ impl Restorer {
         } = &frame.part.body
         else {
             self.last = None;
-            self.skip(&frame);
             self.pass(now, &frame);
             return;
         };
@@ -358,28 +353,8 @@ impl Restorer {
             unit_ms,
             count,
             lost: false,
-            skipped: self.skipped.drain(..).collect(),
         };
         self.ask(now, job, frame, false);
-    }
-
-    /// Remembers a native packet that goes on between coded ones, for the codecs to know of.
-    fn skip(&mut self, frame: &Frame) {
-        let Body::Native {
-            payload_type,
-            payload,
-            ..
-        } = &frame.part.body
-        else {
-            return;
-        };
-        if *payload_type != self.config.opus_pt || payload.is_empty() {
-            return;
-        }
-        if self.skipped.len() >= MOST_SKIPPED {
-            self.skipped.pop_front();
-        }
-        self.skipped.push_back(payload.clone());
     }
 
     /// Asks for what was lost between the last coded payload and `frame`, as far as it may be made up.
@@ -426,7 +401,6 @@ impl Restorer {
             unit_ms: last.unit_ms,
             count,
             lost: true,
-            skipped: Vec::new(),
         };
         self.ask(now, job, made_up, true);
     }

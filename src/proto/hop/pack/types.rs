@@ -78,18 +78,6 @@ pub struct EncodeJob {
     pub unit_ms: u8,
     /// Originals lost right before the first of them.
     pub lost_before: u16,
-    /// Originals that went as they came since the last group, the last of them. Where there are some, the receiver
-    /// begins its codec anew with this group.
-    pub skipped: Vec<Skipped>,
-}
-
-/// An original that went as it came, between coded ones.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Skipped {
-    /// The job that it was part of, whose result didn't come in time or couldn't be used; none: of no job.
-    pub job: Option<u64>,
-    /// Its Opus payload.
-    pub payload: Vec<u8>,
 }
 
 /// An engine's result.

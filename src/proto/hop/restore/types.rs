@@ -74,9 +74,6 @@ pub struct DecodeJob {
     pub count: u8,
     /// Nothing came: the originals are to be made up.
     pub lost: bool,
-    /// Opus payloads of originals that went on as they came since the last coded payload, the last of them. Where there are some,
-    /// the sender began its codec anew.
-    pub skipped: Vec<Vec<u8>>,
 }
 
 /// An engine's result.
