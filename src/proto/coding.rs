@@ -480,8 +480,7 @@ impl Coding {
         };
         while let Some(job) = stream.restorer.as_mut().and_then(Restorer::poll_job) {
             let readable = self.engine.with(Rungs::ALL, stream.models.1);
-            // What went on as it came is decoded as well.
-            let cost = u64::from(job.unit_ms) * (u64::from(job.count) + job.skipped.len() as u64);
+            let cost = u64::from(job.unit_ms) * u64::from(job.count);
             if room
                 && stream.seated
                 && readable.iter().any(|rung| rung.codec() == job.codec)
@@ -509,7 +508,7 @@ impl Coding {
             }
         }
         while let Some(job) = stream.packer.as_mut().and_then(Packer::poll_job) {
-            let cost = u64::from(job.unit_ms) * (job.packets.len() + job.skipped.len()) as u64;
+            let cost = u64::from(job.unit_ms) * job.packets.len() as u64;
             if room && stream.seated && stream.spend(now.instant, Way::Encode, cost) {
                 self.jobs.push_back(Job::Encode(track, job));
             } else if let Some(packer) = &mut stream.packer {

@@ -342,7 +342,6 @@ impl Packer {
         }
         if let Some(original) = left_over {
             self.count(NativeReason::Duration, 1);
-            self.skip(&original, None);
             self.push(Slot::Native(original));
         }
     }

@@ -501,53 +501,6 @@ fn steady_speech_takes_75_bytes_of_the_wire_for_40_ms() {
 }
 
 #[test]
-fn what_goes_native_is_told_with_the_next_group() {
-    use crate::hop::Skipped;
-    let clock = Clock::new();
-    let mut packer = packer(Rung::L4);
-    let native = |n: u16, byte: u8| rtp(OPUS, n, u32::from(n) * 960, &[0x48, byte]);
-    let skipped = |job, payload: &[u8]| Skipped {
-        job,
-        payload: payload.to_vec(),
-    };
-    for n in 1..=7 {
-        packer.take(
-            clock.at(20 * u64::from(n)),
-            &native(n, n.to_le_bytes()[0]),
-            50,
-        );
-    }
-    for n in 8..=9 {
-        packer.take(clock.at(20 * u64::from(n)), &speech(n), 100);
-    }
-    let job = packer.poll_job().unwrap();
-    let last: Vec<_> = (3..=7).map(|byte| skipped(None, &[0x48, byte])).collect();
-    assert_eq!(job.skipped, last, "the last five");
-    // Its result comes too late, after another native one came.
-    packer.take(clock.at(190), &native(10, 10), 50);
-    packer.handle_timeout(clock.at(200));
-    for n in 11..=12 {
-        packer.take(clock.at(20 * u64::from(n)), &speech(n), 100);
-    }
-    packer.encoded(clock.at(241), job.id, lyra6(&job));
-    let late = job.id;
-    let job = packer.poll_job().unwrap();
-    assert_eq!(
-        job.skipped,
-        [
-            skipped(Some(late), &[0x48; 60]),
-            skipped(Some(late), &[0x48; 60]),
-            skipped(None, &[0x48, 10])
-        ]
-    );
-    packer.encoded(clock.at(242), job.id, lyra6(&job));
-    for n in 13..=14 {
-        packer.take(clock.at(20 * u64::from(n)), &speech(n), 100);
-    }
-    assert!(packer.poll_job().unwrap().skipped.is_empty());
-}
-
-#[test]
 fn originals_of_10_and_120_ms_are_coded_and_come_back() {
     let clock = Clock::new();
     let mut packer = packer(Rung::L4);
