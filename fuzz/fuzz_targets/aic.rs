@@ -5,8 +5,8 @@
 use auralink_fuzz::fuzz_target;
 use auralink_proto::aic::payload::Payload;
 use auralink_proto::hop::{
-    Anchors, Decoded, Encoded, PackTiming, Packer, PackerConfig, Redundancy, Refusal, RestoreTiming,
-    Restorer, RestorerConfig, report,
+    Anchors, Decoded, Encoded, PackTiming, Packer, PackerConfig, Redundancy, Refusal,
+    RestoreTiming, Restorer, RestorerConfig, report,
 };
 use auralink_proto::ladder::{CodecId, Frames, Rung, Rungs};
 use auralink_proto::packet::RtpHeader;

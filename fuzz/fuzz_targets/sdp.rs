@@ -70,6 +70,8 @@ fuzz_target!(|text: &str| {
                             pt,
                             rungs,
                             models: None,
+                            short_headers: true,
+                            more_units: true,
                         },
                     )
                 })
