@@ -63,8 +63,9 @@ fn joins(name: &'static str, loss: &str) {
             report.lasted(peer);
             let peer = &peer.client.identity;
             let audio = report.audio_from(peer);
+            // Of five seconds. Go conceals nothing: each lost packet, on the way up or down, is silence there.
             assert!(
-                number(audio, "/heard_ms") > 2_000.0,
+                number(audio, "/heard_ms") > 1_000.0,
                 "{me} hears nothing of {peer}: {audio}"
             );
         }
